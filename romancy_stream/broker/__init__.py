@@ -1,0 +1,1 @@
+"""Brokers: the port, Apache Kafka behind it, and a durable log inside the process."""

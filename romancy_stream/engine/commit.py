@@ -1,0 +1,170 @@
+"""What one batch does to the database, as a value. The core makes it, the store applies it in one transaction,
+the simulator inspects it. Every operation names its row by key and no row is named twice, so a store may apply
+the parts in any order, or all at once in one statement. Values only.
+
+All JSON is raw text (`bytes`), all times are whole microseconds since 1970 UTC (`*_us`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from romancy_stream.engine.history import HistoryEvent
+
+RUNNING: Final = "running"
+WAITING_FOR_TIMER: Final = "waiting_for_timer"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+FINISHED: Final = frozenset({COMPLETED, FAILED, "cancelled"})
+
+SCHEDULED: Final = "scheduled"
+BACKING_OFF: Final = "backing_off"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The fence of one partition, and what moves with it. The commit takes effect only where the partition's row
+    still has this `epoch` and `commit_no`; it leaves `commit_no + 1` and `position` (the last outbox position
+    given out) behind."""
+
+    part: int
+    epoch: int
+    commit_no: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """Projection of one instance. `seq` is its last history event; `parked` why it is halted, or None."""
+
+    instance_id: str
+    run: int
+    part: int
+    workflow: str
+    status: str
+    seq: int
+    input: bytes | None
+    output: bytes | None
+    error: bytes | None
+    started_us: int
+    updated_us: int
+    finished_us: int | None
+    parked: str | None
+    event_source: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityRow:
+    """Projection of one activity: what it is doing now. `error` is the last attempt's."""
+
+    instance_id: str
+    run: int
+    activity_id: str
+    name: str
+    queue: str
+    status: str
+    attempt: int
+    scheduled_us: int
+    updated_us: int
+    finished_us: int | None
+    next_attempt_us: int | None
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerRow:
+    instance_id: str
+    run: int
+    timer_id: str
+    part: int
+    due_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A record to send once this commit is durable. `position` rises by one per row within `part`, in commit
+    order. `headers` and `value` are the record exactly as it goes out, so that a successor can send it again."""
+
+    part: int
+    position: int
+    topic: str
+    key: str
+    to_partition: int | None
+    headers: tuple[tuple[str, str], ...]
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be used, whole: `raw` value, key and headers as they were read."""
+
+    topic: str
+    partition: int
+    offset: int
+    at_us: int
+    reason: str
+    message: str
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    raw: bytes | None
+    event_source: str | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A start that was refused, durable under the instance id. `reason`: "invalid_input" | "unknown_workflow".
+    `errors` is a JSON list."""
+
+    instance_id: str
+    part: int
+    workflow: str
+    reason: str
+    message: str
+    errors: bytes
+    event_source: str
+    event_id: str
+    at_us: int
+
+
+@dataclass(slots=True)
+class Commit:
+    """Everything of one batch, for all partitions it touched."""
+
+    marks: list[Mark] = field(default_factory=list)
+    offsets: list[tuple[str, int, int]] = field(default_factory=list)  # topic, partition, next offset
+    watermarks: list[tuple[int, int, int]] = field(default_factory=list)  # part, origin partition, position
+    history: list[HistoryEvent] = field(default_factory=list)
+    instances: list[InstanceRow] = field(default_factory=list)  # first seen in this batch, or a new run: whole rows
+    updates: list[InstanceRow] = field(default_factory=list)  # known before: `input` and what never changes stay
+    activities: list[ActivityRow] = field(default_factory=list)  # upsert
+    timers: list[TimerRow] = field(default_factory=list)  # upsert
+    timers_gone: list[tuple[str, int, str]] = field(default_factory=list)  # instance_id, run, timer_id
+    outbox: list[OutboxRow] = field(default_factory=list)
+    outbox_sent: list[tuple[int, int, int]] = field(default_factory=list)  # part, first, last position, inclusive
+    outbox_refused: list[tuple[int, int, str]] = field(default_factory=list)  # part, position, reason
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)  # upsert by instance_id
+    rejections_gone: list[str] = field(default_factory=list)  # instance_id: started after all
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityKey:
+    instance_id: str
+    run: int
+    activity_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedResult:
+    """A row of activity_results: the one key that decides who was first. `outcome` "completed" was written by a
+    worker inside its transaction, "closed" by the engine before it gave up on the activity."""
+
+    key: ActivityKey
+    attempt: int
+    outcome: str
+    result: bytes | None
+    worker: str | None
+    at_us: int

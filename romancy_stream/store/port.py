@@ -1,0 +1,177 @@
+"""The `Store` port: what the runtime asks of the database. One implementation on SQLAlchemy Core serves
+PostgreSQL, MariaDB/MySQL and SQLite; it knows rows, never workflows.
+
+Errors of every method: StoreUnavailableError when the database cannot be reached or refuses connections (the
+call did nothing); anything else is a bug or bad data and passes through as SQLAlchemy raised it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from romancy_stream.engine.commit import (
+    ActivityKey,
+    ActivityRow,
+    Commit,
+    InstanceRow,
+    OutboxRow,
+    RecordedResult,
+    Rejection,
+    TimerRow,
+)
+from romancy_stream.engine.history import HistoryEvent
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSnapshot:
+    """What a new owner starts from."""
+
+    part: int
+    epoch: int
+    commit_no: int
+    position: int
+    offsets: Mapping[str, int]  # topic -> next offset; absent: from the beginning
+    watermarks: Mapping[int, int]  # origin partition -> last position taken in
+    timers: Sequence[TimerRow]
+    outbox: Sequence[OutboxRow]  # not yet acknowledged, by position; refused rows are left out
+    held_keys: frozenset[str]  # keys with a refused row before later ones
+    parked: Sequence[str]  # instance ids
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the database holds about ids that a batch mentions."""
+
+    instances: Mapping[str, InstanceRow]
+    rejections: Mapping[str, Rejection]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOutboxRow:
+    """What a transactional activity's worker has to send: key (incarnation, seq)."""
+
+    incarnation: str
+    seq: int
+    part: int
+    at_us: int
+    topic: str
+    key: str
+    headers: tuple[tuple[str, str], ...]
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceQuery:
+    """Filters of list/find; they are ANDed. Name and id: case-insensitive substring, `%` and `_` mean themselves.
+    Times: [after, before). `input`: dot path -> JSON scalar."""
+
+    workflow_name: str | None = None
+    status: str | None = None
+    instance_id: str | None = None
+    started_after_us: int | None = None
+    started_before_us: int | None = None
+    input: Mapping[str, Any] | None = None
+    limit: int = 50
+    page_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePage:
+    rows: Sequence[InstanceRow]
+    next_page_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRow:
+    """`dlq_id` is "topic/partition/offset"."""
+
+    dlq_id: str
+    topic: str
+    partition: int
+    offset: int
+    at_us: int
+    reason: str
+    message: str
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    raw: bytes | None
+    event_source: str | None
+    event_id: str | None
+    replayed_us: int | None
+
+
+class Store(Protocol):
+    # -- life cycle
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def migrate(self) -> list[str]:
+        """Applies what is missing, safely among concurrent starters; returns the names it applied."""
+        ...
+
+    async def prepare(self, namespace: str, partitions: int) -> None:
+        """First use: records both and makes the partition rows. Later: NamespaceError or PartitionCountError,
+        with the way out, when they differ."""
+        ...
+
+    async def now_us(self) -> int:
+        """The database's clock."""
+        ...
+
+    # -- ownership and commits
+    async def take_over(self, parts: Sequence[int], owner: str) -> Mapping[int, int]:
+        """Raises the epoch of each and returns the new ones. From here on the former owner's commits fail."""
+        ...
+
+    async def snapshot(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
+        """In a new transaction, after `take_over`."""
+        ...
+
+    async def commit(self, commit: Commit) -> int:
+        """All or nothing; returns the database's clock (us). FencedError: nothing was written, somebody else owns
+        one of the partitions. CommitUnknownError: the connection broke at a moment that leaves it open."""
+        ...
+
+    async def topic_ids(self) -> Mapping[str, str]: ...
+    async def record_topic_ids(self, ids: Mapping[str, str]) -> None: ...
+
+    # -- prefetch
+    async def known(self, ids: Sequence[str]) -> Known: ...
+    async def histories(self, ids: Sequence[str]) -> Mapping[str, Sequence[HistoryEvent]]:
+        """Of the current run of each, by seq. Unknown ids are absent."""
+        ...
+
+    # -- activity results (see the rule "giving up on an activity")
+    async def close_activities(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
+        """Claims each key for the engine where no worker was first; returns what stands there now."""
+        ...
+
+    async def results(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, RecordedResult]: ...
+    async def worker_outbox(self, parts: Sequence[int], older_than_us: int, limit: int) -> list[WorkerOutboxRow]: ...
+    async def delete_worker_outbox(self, keys: Sequence[tuple[str, int]]) -> None: ...
+
+    # -- readers
+    async def get_instance(self, instance_id: str) -> InstanceRow | None: ...
+    async def list_instances(self, query: InstanceQuery) -> InstancePage: ...
+    async def history(self, instance_id: str, run: int | None = None) -> Sequence[HistoryEvent]: ...
+    async def activities(self, instance_id: str, run: int | None = None) -> Sequence[ActivityRow]: ...
+    async def dead_letters(self, limit: int, before: str | None = None) -> Sequence[DeadLetterRow]: ...
+    async def dead_letter(self, dlq_id: str) -> DeadLetterRow | None: ...
+    async def mark_replayed(self, dlq_id: str, at_us: int) -> None: ...
+
+    # -- verify and rebuild
+    def scan_histories(self, page_instances: int = 500) -> AsyncIterator[Mapping[str, Sequence[HistoryEvent]]]:
+        """Every instance with its whole history, page by page, in instance id order."""
+        ...
+
+    async def projected(
+        self, ids: Sequence[str]
+    ) -> tuple[Sequence[InstanceRow], Sequence[ActivityRow], Sequence[TimerRow]]: ...
+    async def replace_projections(
+        self,
+        ids: Sequence[str],
+        instances: Sequence[InstanceRow],
+        activities: Sequence[ActivityRow],
+        timers: Sequence[TimerRow],
+    ) -> None: ...

@@ -1,0 +1,191 @@
+"""SQLAlchemy Core tables, the same on every database. `storage/` holds the DDL that makes them; a test compares
+the two. Times are whole microseconds since 1970 UTC in BIGINTs (exact and equal everywhere; the views show
+timestamps). JSON of the log is text, so that it stays what was written; JSON of the projection is the database's
+own type, so that it can be searched."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.mysql import LONGBLOB, LONGTEXT
+from sqlalchemy.dialects.postgresql import JSONB
+
+ID_CHARS = 255  # instance ids, activity ids, names: fits MariaDB's index key limit twice in utf8mb4
+
+metadata = MetaData()
+_Id = String(ID_CHARS).with_variant(String(ID_CHARS, collation="utf8mb4_bin"), "mysql", "mariadb")
+_Long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
+_Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
+_Json = JSON().with_variant(JSONB(), "postgresql")
+
+meta = Table("romancy_meta", metadata, Column("name", String(64), primary_key=True), Column("value", _Long))
+
+partitions = Table(
+    "romancy_partitions",
+    metadata,
+    Column("part", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("commit_no", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("owner", String(ID_CHARS)),
+)
+offsets = Table(
+    "romancy_offsets",
+    metadata,
+    Column("topic", _Id),
+    Column("part", Integer),
+    Column("next_offset", BigInteger, nullable=False),
+    PrimaryKeyConstraint("topic", "part"),
+)
+watermarks = Table(
+    "romancy_watermarks",
+    metadata,
+    Column("part", Integer),
+    Column("origin", Integer),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("part", "origin"),
+)
+history = Table(
+    "romancy_history",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("seq", Integer),
+    Column("at_us", BigInteger, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("ref", _Id),
+    Column("attrs", _Long, nullable=False),
+    Column("payload", _Long),
+    PrimaryKeyConstraint("instance_id", "run", "seq"),
+)
+instances = Table(
+    "romancy_instances",
+    metadata,
+    Column("instance_id", _Id, primary_key=True),
+    Column("run", Integer, nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("workflow", _Id, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("input", _Json),
+    Column("output", _Json),
+    Column("error", _Json),
+    Column("started_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("finished_us", BigInteger),
+    Column("parked", _Long),
+    Column("event_source", _Long, nullable=False),
+    Column("event_id", _Long, nullable=False),
+    Index("romancy_instances_started", "started_us", "instance_id"),
+    Index("romancy_instances_status", "status", "started_us"),
+)
+activities = Table(
+    "romancy_activities",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("activity_id", _Id),
+    Column("name", _Id, nullable=False),
+    Column("queue", _Id, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("scheduled_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("finished_us", BigInteger),
+    Column("next_attempt_us", BigInteger),
+    Column("error", _Json),
+    PrimaryKeyConstraint("instance_id", "run", "activity_id"),
+)
+activity_results = Table(
+    "romancy_activity_results",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("activity_id", _Id),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("result", _Long),
+    Column("worker", String(ID_CHARS)),
+    Column("at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("instance_id", "run", "activity_id"),
+)
+timers = Table(
+    "romancy_timers",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("timer_id", _Id),
+    Column("part", Integer, nullable=False),
+    Column("due_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("instance_id", "run", "timer_id"),
+    Index("romancy_timers_part", "part"),
+)
+outbox = Table(
+    "romancy_outbox",
+    metadata,
+    Column("part", Integer),
+    Column("position", BigInteger),
+    Column("topic", _Id, nullable=False),
+    Column("key", _Id, nullable=False),
+    Column("to_partition", Integer),
+    Column("headers", _Long, nullable=False),  # JSON list of [name, value]
+    Column("value", _Bytes),
+    Column("refused", _Long),  # why the broker will never take it
+    PrimaryKeyConstraint("part", "position"),
+)
+worker_outbox = Table(
+    "romancy_worker_outbox",
+    metadata,
+    Column("incarnation", String(64)),
+    Column("seq", BigInteger),
+    Column("part", Integer, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("topic", _Id, nullable=False),
+    Column("key", _Id, nullable=False),
+    Column("headers", _Long, nullable=False),
+    Column("value", _Bytes),
+    PrimaryKeyConstraint("incarnation", "seq"),
+    Index("romancy_worker_outbox_part", "part", "at_us"),
+)
+dead_letters = Table(
+    "romancy_dead_letters",
+    metadata,
+    Column("topic", _Id),
+    Column("part", Integer),
+    Column("record_offset", BigInteger),
+    Column("at_us", BigInteger, nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("message", _Long, nullable=False),
+    Column("record_key", _Bytes),
+    Column("headers", _Long, nullable=False),  # JSON list of [name, base64 or null]
+    Column("raw", _Bytes),
+    Column("event_source", _Long),
+    Column("event_id", _Long),
+    Column("replayed_us", BigInteger),
+    PrimaryKeyConstraint("topic", "part", "record_offset"),
+    Index("romancy_dead_letters_at", "at_us"),
+)
+rejections = Table(
+    "romancy_rejections",
+    metadata,
+    Column("instance_id", _Id, primary_key=True),
+    Column("part", Integer, nullable=False),
+    Column("workflow", _Id, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("message", _Long, nullable=False),
+    Column("errors", _Long, nullable=False),
+    Column("event_source", _Long, nullable=False),
+    Column("event_id", _Long, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+)

@@ -1,0 +1,87 @@
+"""The CloudEvent of the hot path and the names on the wire. Values only: this module knows neither Kafka nor
+workflows, and everything above may import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class WireEvent:
+    """A CloudEvent 1.0 whose data is JSON text that nobody has parsed yet.
+
+    `data` is None where the event has no data. `extensions` holds every attribute beyond the named ones, as
+    the strings that stood on the wire. Identity is (source, id).
+    """
+
+    id: str
+    source: str
+    type: str
+    subject: str | None = None
+    data: bytes | None = None
+    time: str | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
+
+
+# -- types -----------------------------------------------------------------------------------------------------
+RESERVED_PREFIX: Final = "romancy."
+START: Final = "romancy.workflow.start"
+CANCEL: Final = "romancy.workflow.cancel"
+SIGNAL: Final = "romancy.workflow.signal"
+UPDATE: Final = "romancy.workflow.update"
+
+TASK: Final = "romancy.activity.requested"
+ACTIVITY_COMPLETED: Final = "romancy.activity.completed"
+ACTIVITY_FAILED: Final = "romancy.activity.failed"
+
+STARTED: Final = "romancy.workflow.started"
+COMPLETED: Final = "romancy.workflow.completed"
+FAILED: Final = "romancy.workflow.failed"
+CANCELLED: Final = "romancy.workflow.cancelled"
+REJECTED: Final = "romancy.workflow.rejected"
+
+# -- extension attributes (CloudEvents allows lower-case letters and digits only) ------------------------------
+X_WORKFLOW: Final = "romancyworkflow"
+X_INSTANCE: Final = "romancyinstance"
+X_RUN: Final = "romancyrun"
+X_ACTIVITY: Final = "romancyactivity"
+X_ACTIVITY_ID: Final = "romancyactivityid"
+X_ATTEMPT: Final = "romancyattempt"
+X_IDEMPOTENCY_KEY: Final = "romancyidempotencykey"
+X_CONFLICT: Final = "romancyconflict"  # "fail": an existing instance rejects the start
+X_ORIGIN: Final = "romancyorigin"  # "{partition}:{position}" of the outbox row that this message is
+X_DURATION: Final = "romancyduration"  # of an attempt, whole microseconds
+X_WORKER: Final = "romancyworker"
+X_CORRELATION: Final = "correlationid"
+X_CAUSATION: Final = "causationid"
+X_CAUSATION_SOURCE: Final = "causationsource"
+X_SEQUENCE: Final = "sequence"
+X_PARTITION_KEY: Final = "partitionkey"
+
+
+# -- topics ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topic names of one namespace."""
+
+    namespace: str
+
+    @property
+    def commands(self) -> str:
+        return f"{self.namespace}.commands"
+
+    @property
+    def results(self) -> str:
+        return f"{self.namespace}.results"
+
+    @property
+    def events(self) -> str:
+        return f"{self.namespace}.events"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.namespace}.dlq"
+
+    def tasks(self, queue: str) -> str:
+        return f"{self.namespace}.tasks.{queue}"
