@@ -16,11 +16,12 @@ from . import kafka_ping, packages, ports, procs, settings, state
 from .errors import ServiceError, Unavailable
 
 POM = state.REPO / "tools" / "kafka" / "pom.xml"
-JAVA_PACKAGE = "default-jre-headless"
+JAVA_PACKAGES = ("default-jre-headless",)
+MAVEN_PACKAGES = ("maven",)
 
 
 def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
-    java = packages.ensure("java", JAVA_PACKAGE)
+    java = packages.ensure("java", JAVA_PACKAGES)
     resolved, classpath = resolve(name, version or entry.version or None)
     home = state.services_dir() / f"{name}-{resolved}-data"
     port, controller = ports.assign(name)
@@ -68,7 +69,7 @@ def _jars(version: str) -> Path:
     with state.locked(f"kafka-{version}", state.default_dir()):
         if complete.exists():
             return directory
-        mvn = packages.ensure("mvn", "maven")
+        mvn = packages.ensure("mvn", MAVEN_PACKAGES)
         shutil.rmtree(directory, ignore_errors=True)
         options = ["-q", "-B", "-f", str(POM), f"-Dkafka.version={version}", "-DincludeScope=runtime"]
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={directory}"]

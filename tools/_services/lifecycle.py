@@ -70,11 +70,11 @@ def _reuse(view: View, version: str | None) -> None:
 def _start_anew(name: str, version: str | None) -> None:
     try:
         STARTERS[name](name, version, state.get(name))
-    except ServiceError as error:
+    except BaseException as error:  # also an interrupt: leave nothing half started
         entry = state.get(name)
         if procs.alive(entry.pid, entry.born):
             procs.terminate(entry.pid, signal.SIGKILL)
-        state.record(name, pid=0, born="", reason=str(error))
+        state.record(name, pid=0, born="", reason=str(error) or type(error).__name__)
         raise
 
 
@@ -157,4 +157,4 @@ def release(name: str, for_pid: int) -> bool:
 
 
 def ensure_kcat() -> str:
-    return packages.ensure("kcat", "kcat")
+    return packages.ensure("kcat", ("kcat",))

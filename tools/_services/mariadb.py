@@ -16,21 +16,21 @@ from pathlib import Path
 from . import packages, ports, procs, settings, state
 from .errors import Unavailable
 
-PACKAGE = "mariadb-server-core"
+PACKAGES = ("mariadb-server-core", "mariadb-client-core")
+PROGRAMS = ("mariadbd", "mariadb-install-db", "my_print_defaults")
 PING_TIMEOUT_S = 2.0
 PROTOCOL_VERSION = 10  # first byte of the greeting that a server in service sends
 
 
 def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
-    server = packages.ensure("mariadbd", PACKAGE)
-    installer = packages.ensure("mariadb-install-db", PACKAGE)
+    server = packages.ensure("mariadbd", PACKAGES, _find)
     found = re.search(r"(\d+\.\d+)\.\d+", procs.run([server, "--no-defaults", "--version"]))
     series = found[1] if found else "unknown"
     if version and version != series:
         raise Unavailable(f"the installed MariaDB is {series}, not {version}")
     data = state.services_dir() / f"{name}-{series}-data"
     if not (data / ".complete").exists():
-        _initialise(installer, data)
+        _initialise(data)
     port, _ = ports.assign(name)
     log = state.services_dir() / f"{name}.log"
     pid = procs.spawn([server, *_options(data, port)], log)
@@ -41,11 +41,18 @@ def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
     return started
 
 
+def _find() -> str | None:
+    """Path of `mariadbd` when everything that is needed is there."""
+    found = [packages.find(program) for program in PROGRAMS]
+    return found[0] if all(found) else None
+
+
 def _as_root() -> list[str]:
     return ["--user=root"] if os.geteuid() == 0 else []
 
 
-def _initialise(installer: str, data: Path) -> None:
+def _initialise(data: Path) -> None:
+    installer = packages.find("mariadb-install-db") or "mariadb-install-db"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True, mode=0o700)
     options = [f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db", *_as_root()]

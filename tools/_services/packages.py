@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import procs, settings, state
@@ -20,22 +20,22 @@ def find(program: str, *extra_dirs: str) -> str | None:
     return shutil.which(program, path=path)
 
 
-def ensure(program: str, package: str, look: Callable[[], str | None] | None = None) -> str:
-    """Path of the program, installing `package` if that is what it takes; raises Unavailable with the reason."""
+def ensure(program: str, needed: Sequence[str], look: Callable[[], str | None] | None = None) -> str:
+    """Path of the program, installing the `needed` packages if that is what it takes; raises Unavailable with the reason."""
     look = look or (lambda: find(program))
     found = look()
     if found is None:
-        _install(program, package, look)
+        _install(program, needed, look)
         found = look()
     if found is None:
-        raise Unavailable(f"{program} is still not there after installing the package {package}")
+        raise Unavailable(f"{program} is still not there after installing {', '.join(needed)}")
     return found
 
 
-def _install(program: str, package: str, look: Callable[[], str | None]) -> None:
+def _install(program: str, needed: Sequence[str], look: Callable[[], str | None]) -> None:
     apt = find("apt-get")
     if apt is None or os.geteuid() != 0:
-        why = "there is no apt-get" if apt is None else "only root may install the package " + package
+        why = "there is no apt-get" if apt is None else "only root may install " + ", ".join(needed)
         raise Unavailable(f"{program} is not installed, and {why}")
     with state.locked("apt", state.default_dir()):
         if look() is not None:
@@ -45,9 +45,9 @@ def _install(program: str, package: str, look: Callable[[], str | None]) -> None
         try:
             procs.run([apt, "-o", wait, "update"], timeout_s=settings.INSTALL_TIMEOUT_S)
             options = ["-y", "--no-install-recommends", "-o", wait]
-            procs.run([apt, "install", *options, package], timeout_s=settings.INSTALL_TIMEOUT_S)
+            procs.run([apt, "install", *options, *needed], timeout_s=settings.INSTALL_TIMEOUT_S)
         except ServiceError as error:
-            raise Unavailable(f"{program} is not installed, and installing {package} failed: {error}") from error
+            raise Unavailable(f"{program} is not installed, and installing {', '.join(needed)} failed: {error}") from error
 
 
 def unprivileged_user(*preferred: str) -> str | None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from . import packages, ports, procs, settings, state
 from .errors import ServiceError, Unavailable
 
+PACKAGES = ("postgresql",)
+PROGRAMS = ("initdb", "pg_isready", "psql")  # needed beside `postgres` itself
 STOP_SIGNAL = signal.SIGINT  # "fast": does not wait for clients
 
 
 def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
-    binaries = Path(packages.ensure("postgres", "postgresql", lambda: _find(version))).parent
+    binaries = Path(packages.ensure("postgres", PACKAGES, lambda: _find(version))).parent
     major = _major(binaries)
     user = packages.unprivileged_user("postgres")
     data = _data_dir(name, major, user)
@@ -42,9 +44,11 @@ def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
 
 def _find(version: str | None) -> str | None:
     """Path of the newest `postgres` that is new enough (or of the one asked for)."""
-    candidates = [Path(found) for found in (packages.find("postgres"),) if found]
+    found = packages.find("postgres")
+    candidates = [Path(found).resolve()] if found else []
     candidates += Path("/usr/lib/postgresql").glob("*/bin/postgres")
-    usable = [(_major(path.parent), str(path)) for path in candidates if (path.parent / "initdb").exists()]
+    complete = [path for path in candidates if all((path.parent / program).exists() for program in PROGRAMS)]
+    usable = [(_major(path.parent), str(path)) for path in complete]
     wanted = [(m, p) for m, p in usable if (m == int(version) if version else m >= settings.POSTGRES_MIN_MAJOR)]
     return max(wanted)[1] if wanted else None
 

@@ -54,6 +54,8 @@ def run(command: Sequence[str], user: str | None = None, timeout_s: float = sett
             extra_groups=[] if user else None,
             check=False,
         )
+    except OSError as error:
+        raise ServiceError(f"cannot run {command[0]}: {error}") from error
     except subprocess.TimeoutExpired:
         raise ServiceError(f"{command[0]} did not end within {timeout_s:.0f} s") from None
     if done.returncode:
