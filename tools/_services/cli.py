@@ -1,7 +1,7 @@
 """The command line of tools/services. Prints to standard output and error; everything it does is done by lifecycle.py.
 
-Exit codes: 0 done; 1 a service could not be brought to the wanted state; 2 wrong usage; 3 a service cannot be had on this
-machine at all (the reason is printed, and kept in state.json).
+Exit codes: 0 done; 1 a service could not be brought to the wanted state; 2 wrong usage; 3 a service cannot be had on
+this machine at all (the reason is printed, and kept in state.json).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TextIO
 
 from . import lifecycle, settings, state
 from .errors import ServiceError, Unavailable
@@ -27,14 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/services", description="Real Kafka and databases for development and tests")
+    parser = argparse.ArgumentParser(
+        prog="tools/services", description="Real Kafka and databases for development and tests"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     start = _command(commands, "start", _start, "start, or reuse what lives", some="*")
     _add_versions(start)
     start.add_argument("--clean", action="store_true", help="stop it if it runs and throw its old data away first")
     stop = _command(commands, "stop", _stop, "stop and forget who uses it", some="*")
     stop.add_argument("--clean", action="store_true", help="also delete its data")
-    _add_versions(_command(commands, "restart", _restart, "shut down and start again on the same data and port", some="+"))
+    _add_versions(
+        _command(commands, "restart", _restart, "shut down and start again on the same data and port", some="+")
+    )
     killer = _command(commands, "kill", _kill, "send a signal (default 9, children included)", some="+")
     killer.add_argument("--signal", type=int, default=9)
     _command(commands, "pause", _pause, "freeze with SIGSTOP", some="+")
@@ -83,14 +87,19 @@ def _each(names: Sequence[str], action: Callable[[str], str]) -> int:
 
 def _guarded(name: str, action: Callable[[str], str]) -> int:
     try:
-        print(f"{name}: {action(name)}", flush=True)
+        _say(sys.stdout, f"{name}: {action(name)}")
     except Unavailable as error:
-        print(f"{name}: cannot be had here: {error}", file=sys.stderr, flush=True)
+        _say(sys.stderr, f"{name}: cannot be had here: {error}")
         return EXIT_UNAVAILABLE
     except ServiceError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        _say(sys.stderr, f"{name}: {error}")
         return EXIT_FAILED
     return 0
+
+
+def _say(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")  # one write: other threads speak too
+    stream.flush()
 
 
 def _version(options: argparse.Namespace, name: str) -> str | None:
@@ -161,8 +170,15 @@ def _facts(view: lifecycle.View) -> dict[str, object]:
 
 def environment() -> dict[str, str]:
     """What a program needs to reach the live services; the ROMANCY_ names are the ones that `romancy` itself reads."""
-    live = {name: v.entry for name in settings.SERVICES if (v := lifecycle.look(name)).condition in ("running", "paused")}
-    keys = {"kafka": "KAFKA_BOOTSTRAP", "kafka39": "KAFKA39_BOOTSTRAP", "postgres": "POSTGRES_URL", "mariadb": "MARIADB_URL"}
+    live = {
+        name: v.entry for name in settings.SERVICES if (v := lifecycle.look(name)).condition in ("running", "paused")
+    }
+    keys = {
+        "kafka": "KAFKA_BOOTSTRAP",
+        "kafka39": "KAFKA39_BOOTSTRAP",
+        "postgres": "POSTGRES_URL",
+        "mariadb": "MARIADB_URL",
+    }
     values = {keys[name]: entry.url for name, entry in live.items()}
     if "kafka" in live:
         values["ROMANCY_BROKER"] = f"kafka://{live['kafka'].url}"

@@ -1,6 +1,7 @@
 """Apache Kafka as one KRaft node (broker and controller in one JVM) from jars: installed ones or Maven's.
 
-May start `java` and `mvn`, and write below the state directory. Jars are shared by all state directories of a working copy.
+May start `java` and `mvn`, and write below the state directory. All state directories of a working copy share
+the jars.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def look(name: str) -> View:
 
 
 def start(name: str, version: str | None = None, for_pid: int | None = None, clean: bool = False) -> Entry:
-    """Reuses a live service, else starts it on its old data; `for_pid` says which test session needs it (see release)."""
+    """Reuses a live service, else starts it on its old data. `for_pid`: the test session that needs it (see release)."""
     with state.locked(f"service-{name}"):
         view = look(name)
         if view.condition in ("running", "paused") and not clean:
@@ -97,11 +97,15 @@ def _wipe(entry: Entry) -> None:
 
 def stop(name: str, clean: bool = False) -> Entry:
     with state.locked(f"service-{name}"):
-        view = look(name)
-        _end(view)
+        entry = _shut(name)
         if clean:
-            _wipe(view.entry)
-        return state.record(name, pid=0, born="", reason="", keep=False, users=())
+            _wipe(entry)
+        return entry
+
+
+def _shut(name: str) -> Entry:
+    _end(look(name))
+    return state.record(name, pid=0, born="", reason="", keep=False, users=())
 
 
 def restart(name: str, version: str | None = None) -> Entry:
@@ -113,7 +117,7 @@ def restart(name: str, version: str | None = None) -> Entry:
 
 
 def kill(name: str, number: int = signal.SIGKILL) -> Entry:
-    """SIGKILL takes the children too, as a power cut would; any other signal goes to the server's main process alone."""
+    """SIGKILL takes the children too, as a power cut would; any other signal goes to the main process alone."""
     with state.locked(f"service-{name}"):
         entry = _live(name)
         everyone = [entry.pid, *procs.descendants(entry.pid)]
@@ -148,12 +152,17 @@ def _live(name: str) -> Entry:
 
 
 def release(name: str, for_pid: int) -> bool:
-    """The test session `for_pid` needs it no more. Stops it if only test sessions wanted it and this was the last one."""
-    entry = state.update(name, lambda e: replace(e, users=tuple(p for p in e.users if p != for_pid and procs.born(p))))
-    if entry.keep or entry.users or not entry.pid:
-        return False
-    stop(name)
-    return True
+    """The test session `for_pid` needs it no more; stops it if only test sessions wanted it and this was the last."""
+
+    def without(entry: Entry) -> Entry:
+        return replace(entry, users=tuple(pid for pid in entry.users if pid != for_pid and procs.born(pid)))
+
+    with state.locked(f"service-{name}"):
+        entry = state.update(name, without)
+        if entry.keep or entry.users or not entry.pid:
+            return False
+        _shut(name)
+        return True
 
 
 def ensure_kcat() -> str:

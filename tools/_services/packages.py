@@ -21,7 +21,7 @@ def find(program: str, *extra_dirs: str) -> str | None:
 
 
 def ensure(program: str, needed: Sequence[str], look: Callable[[], str | None] | None = None) -> str:
-    """Path of the program, installing the `needed` packages if that is what it takes; raises Unavailable with the reason."""
+    """Path of the program; installs the `needed` packages if that is what it takes, else raises Unavailable."""
     look = look or (lambda: find(program))
     found = look()
     if found is None:
@@ -47,7 +47,9 @@ def _install(program: str, needed: Sequence[str], look: Callable[[], str | None]
             options = ["-y", "--no-install-recommends", "-o", wait]
             procs.run([apt, "install", *options, *needed], timeout_s=settings.INSTALL_TIMEOUT_S)
         except ServiceError as error:
-            raise Unavailable(f"{program} is not installed, and installing {', '.join(needed)} failed: {error}") from error
+            raise Unavailable(
+                f"{program} is not installed, and installing {', '.join(needed)} failed: {error}"
+            ) from error
 
 
 def unprivileged_user(*preferred: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Which local port a service listens on: the one of last time, else a random free one that no other service of ours has.
+"""Which local port a service listens on: the one of last time, else a random free one that no other service has.
 
-Binds probe sockets on the loopback address; writes the choice to state.json, so that parallel starts choose differently.
+Binds probe sockets on the loopback address; writes the choice to state.json, so that parallel starts differ.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one table of facts about the servers: versions, settings, limits. It touches nothing.
 
-docker-compose.yml repeats the shared settings for people who use containers; tests/test_house_compose.py compares the two.
+docker-compose.yml repeats the shared settings for people who use containers; a test compares the two.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ KAFKA_LOCAL = {
     "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),  # default 128 MiB does not fit a small heap well
     "log.index.size.max.bytes": str(1024 * 1024),  # tests make many topics; each partition maps two indexes
     "log.segment.delete.delay.ms": "1000",
-    "broker.session.timeout.ms": "3000",  # a killed broker may register again after this
-    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "6000",  # a killed broker may return after this; less fences a starved one
+    "broker.heartbeat.interval.ms": "1000",
 }
 KAFKA_LOCAL_4 = {"share.coordinator.state.topic.replication.factor": "1", "share.coordinator.state.topic.min.isr": "1"}
 KAFKA_JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true")
@@ -54,5 +54,8 @@ STOP_TIMEOUT_S = 30.0  # clean shutdown; SIGKILL follows
 INSTALL_TIMEOUT_S = 900.0  # package downloads
 LOCK_TIMEOUT_S = 1200.0  # somebody else may be installing
 LOG_TAIL_LINES = 15  # how much of a dead service's log its error quotes
-PORT_RANGE = (20000, 32000)  # below the usual ephemeral range, so that an outgoing connection never takes a dead service's port
+PORT_RANGE = (
+    20000,
+    32000,
+)  # below the usual ephemeral range, so that an outgoing connection never takes a dead service's port
 PORT_TRIES = 200

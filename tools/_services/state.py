@@ -1,7 +1,7 @@
 """What is known about the services, in `<state dir>/state.json`, and the locks that make parallel starts safe.
 
-The state directory is `$ROMANCY_SERVICES_DIR`, else `.services/` of the working copy. This module may read and write that
-directory only. Two kinds of lock: one short one around each change of state.json, and one per service (or other
+The state directory is `$ROMANCY_SERVICES_DIR`, else `.services/` of the working copy. This module may read and write
+that directory only. Two kinds of lock: one short one around each change of state.json, and one per service (or other
 resource) that is held while it is being started, stopped or installed.
 """
 

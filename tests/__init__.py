@@ -1,0 +1,1 @@
+"""Tests. A package, so that every test module reaches the helpers as `tests.support`."""
