@@ -10,36 +10,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from romancy_stream.wire.record import TP, OutRecord, Record
 
-class TP(NamedTuple):
-    topic: str
-    partition: int
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record read. `timestamp_ms` is the log's append time; header values may be None as Kafka allows."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-    timestamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutRecord:
-    """One record to write. `partition` None: murmur2 of the key, as the Java client does it."""
-
-    topic: str
-    key: bytes
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-    partition: int | None = None
+__all__ = [
+    "TP",
+    "AssignedRange",
+    "BatchHandler",
+    "BatchSource",
+    "Broker",
+    "OnRecords",
+    "OutRecord",
+    "Record",
+    "Tail",
+    "TaskHandler",
+    "TaskSource",
+    "TopicInfo",
+    "TopicSpec",
+]
 
 
 @dataclass(frozen=True, slots=True)

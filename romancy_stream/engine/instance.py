@@ -1,0 +1,274 @@
+"""One live workflow: its coroutine on a `WorkflowLoop`, fed with inputs, asked for commands. It records nothing and
+decides nothing; `deliver` turns one input event into the commands that the code answered with, and `replay` does
+the same for a whole history, checking that the code still gives the answers that were recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from contextvars import Context
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+from uuid import UUID
+
+from romancy_stream.engine import history as h
+from romancy_stream.engine.definitions import ActivityCall, Publication, WorkflowDef, set_current_scope
+from romancy_stream.engine.failure import decode_error, encode_error
+from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.loop import StepTooLong, WorkflowLoop, WorkflowTimer
+from romancy_stream.engine.projection import USER_TIMER
+from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
+from romancy_stream.retry import RetryPolicy
+
+ACTIVITY_ID_CHARS: Final = 200
+"""Leaves room in a 255 character database key for the prefixes of the engine's own timers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the code asked for; it becomes a history event as it stands."""
+
+    kind: str
+    ref: str | None = None
+    attrs: dict[str, Any] = field(default_factory=dict)
+    payload: bytes | None = None
+
+    def __str__(self) -> str:
+        what = self.attrs.get("name") or self.attrs.get("type")
+        return " ".join(part for part in (self.kind, self.ref, f"({what})" if what else None) if part)
+
+
+class LiveInstance:
+    """Implements `definitions.Scope`. `default_policy` is used where an activity has none of its own."""
+
+    def __init__(self, definition: WorkflowDef, instance_id: str, run: int, default_policy: RetryPolicy) -> None:
+        self.instance_id = instance_id
+        self.run = run
+        self.replaying = False
+        self._definition = definition
+        self._default_policy = default_policy
+        self._loop = WorkflowLoop(self)
+        self._main: asyncio.Task[bytes] | None = None
+        self._commands: list[Command] = []
+        self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
+        self._timers: dict[str, WorkflowTimer] = {}
+        self._ids: set[str] = set()
+        self._counters: dict[str, int] = {}
+        self._random: Random | None = None
+
+    # -- Scope: what workflow code sees --------------------------------------------------------------------------
+    @property
+    def workflow_name(self) -> str:
+        return self._definition.name
+
+    @property
+    def random(self) -> Random:
+        if self._random is None:
+            self._random = Random(f"{self.instance_id}/{self.run}")
+        return self._random
+
+    def now_us(self) -> int:
+        return self._loop.now_us
+
+    def uuid(self) -> UUID:
+        return UUID(int=self.random.getrandbits(128), version=4)
+
+    def schedule_activity(self, call: ActivityCall) -> asyncio.Future[bytes | None]:
+        future = self._loop.create_future()  # first: it refuses an eviction
+        activity_id = self._take_id(call)
+        policy = call.policy or self._default_policy
+        attrs: dict[str, Any] = {"name": call.name, "queue": call.queue, "policy": policy.to_json()}
+        if call.timeout_s is not None:
+            attrs["timeout_s"] = call.timeout_s
+        if call.total_timeout_s is not None:
+            attrs["total_timeout_s"] = call.total_timeout_s
+            attrs["deadline_us"] = self._loop.now_us + round(call.total_timeout_s * 1_000_000)
+        self._waiting[activity_id] = future
+        self._commands.append(Command(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args))
+        return future
+
+    def _take_id(self, call: ActivityCall) -> str:
+        activity_id = call.activity_id
+        if activity_id is None:
+            activity_id = f"{call.name}:{self._count(call.name)}"
+            while activity_id in self._ids:  # taken by a manual id
+                activity_id = f"{call.name}:{self._count(call.name)}"
+        elif activity_id in self._ids:
+            raise DuplicateActivityIdError(
+                f"activity id {activity_id!r} is taken in instance {self.instance_id}; "
+                "leave activity_id out to have one made, or give each call its own"
+            )
+        if not 0 < len(activity_id) <= ACTIVITY_ID_CHARS:
+            raise ValueError(f"activity_id must have 1 to {ACTIVITY_ID_CHARS} characters, not {len(activity_id)}")
+        self._ids.add(activity_id)
+        return activity_id
+
+    def _count(self, name: str) -> int:
+        number = self._counters[name] = self._counters.get(name, 0) + 1
+        return number
+
+    def start_timer(self, due_us: int) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        handle = self._loop.call_at_us(due_us, _resolve, future)
+        future.add_done_callback(lambda _: handle.cancel())
+        return future
+
+    def publish(self, publication: Publication) -> None:
+        attrs = {"type": publication.type}
+        for name in ("source", "subject", "topic"):
+            if (value := getattr(publication, name)) is not None:
+                attrs[name] = value
+        ref = f"event:{self._count('event:')}"
+        self._commands.append(Command(h.EVENT_PUBLISHED, ref, attrs, publication.data))
+
+    # -- TimerHost -----------------------------------------------------------------------------------------------
+    def timer_started(self, handle: WorkflowTimer) -> None:
+        handle.timer_id = timer_id = f"{USER_TIMER}{self._count(USER_TIMER)}"
+        self._timers[timer_id] = handle
+        self._commands.append(Command(h.TIMER_STARTED, timer_id, {"due_us": handle.due_us}))
+
+    def timer_cancelled(self, handle: WorkflowTimer) -> None:
+        timer_id, handle.timer_id = handle.timer_id, None
+        if timer_id is None or self._timers.pop(timer_id, None) is None:
+            return
+        for index, command in enumerate(self._commands):
+            if command.kind == h.TIMER_STARTED and command.ref == timer_id:
+                del self._commands[index]  # started and cancelled within one step: nobody needs to know
+                return
+        self._commands.append(Command(h.TIMER_CANCELLED, timer_id))
+
+    # -- for the engine: call inside `stepping_aside` ------------------------------------------------------------
+    def deliver(self, event: HistoryEvent) -> list[Command]:
+        """Runs the code on one input until it waits again. InvalidInputError: the input of `workflow.started` no
+        longer fits the code. StepTooLong: the code does not come to rest."""
+        self._loop.now_us = event.at_us
+        _DELIVER[event.kind](self, event)
+        set_current_scope(self)
+        try:
+            self._loop.run_until_idle()
+        finally:
+            set_current_scope(None)
+        if self._main is not None and self._main.done():
+            self._commands.append(self._outcome(self._main))
+        commands, self._commands = self._commands, []
+        return commands
+
+    def evict(self) -> None:
+        """Ends the coroutines; the instance goes on from its history another time."""
+        set_current_scope(self)
+        try:
+            self._loop.evict()
+        finally:
+            set_current_scope(None)
+
+    def _started(self, event: HistoryEvent) -> None:
+        arguments = self._definition.decode(event.payload)
+        set_current_scope(self)
+        coro = self._definition.invoke(self, arguments)
+        self._main = self._loop.create_task(coro, name=self.instance_id, context=Context())
+
+    def _activity_completed(self, event: HistoryEvent) -> None:
+        assert event.ref is not None
+        future = self._waiting.pop(event.ref, None)
+        if future is not None and not future.done():
+            future.set_result(event.payload)
+
+    def _activity_failed(self, event: HistoryEvent) -> None:
+        assert event.ref is not None
+        assert event.payload is not None
+        future = self._waiting.pop(event.ref, None)
+        if future is not None and not future.done():
+            future.set_exception(decode_error(event.payload))
+
+    def _timer_fired(self, event: HistoryEvent) -> None:
+        assert event.ref is not None
+        handle = self._timers.pop(event.ref, None)
+        if handle is not None:
+            handle.timer_id = None
+            self._loop.fire(handle)
+
+    @staticmethod
+    def _outcome(main: asyncio.Task[bytes]) -> Command:
+        if main.cancelled():
+            error: BaseException | None = asyncio.CancelledError("the workflow's own code cancelled it")
+        else:
+            error = main.exception()
+        if error is None:
+            return Command(h.WORKFLOW_COMPLETED, payload=main.result())
+        return Command(h.WORKFLOW_FAILED, payload=encode_error(error, retryable=False))
+
+
+_DELIVER = {
+    h.WORKFLOW_STARTED: LiveInstance._started,
+    h.ACTIVITY_COMPLETED: LiveInstance._activity_completed,
+    h.ACTIVITY_FAILED: LiveInstance._activity_failed,
+    h.TIMER_FIRED: LiveInstance._timer_fired,
+}
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def replay(live: LiveInstance, events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
+    """Feeds a history to fresh code. Raises NonDeterminismError where the code asks for other things than it did.
+
+    Returns the inputs that the code has not seen, because the instance was parked when they came: empty for an
+    instance that is not parked. While parked, inputs are recorded and kept; `workflow.resumed` delivers them, and
+    the commands that follow it are the answers to all of them.
+    """
+    events = list(events)
+    undelivered = {seq for event in events if event.kind == h.WORKFLOW_PARKED for seq in event.attrs["undelivered"]}
+    outstanding: deque[Command] = deque()
+    kept: list[HistoryEvent] = []
+    parked = False
+    live.replaying = True
+    for event in events:
+        if event.kind == h.WORKFLOW_PARKED:
+            parked = True
+        elif event.kind == h.WORKFLOW_RESUMED:
+            parked = False
+            for late in kept:
+                outstanding.extend(live.deliver(_at(late, event.at_us)))
+            kept = []
+        elif event.kind in h.INPUTS:
+            _expect_none(live, outstanding, event)
+            if parked or event.seq in undelivered:
+                kept.append(event)
+            else:
+                outstanding.extend(live.deliver(event))
+        elif event.kind in h.COMMANDS:
+            _check(live, outstanding, event)
+    _expect_none(live, outstanding, None)
+    live.replaying = False
+    return kept
+
+
+def deliver_late(live: LiveInstance, kept: Iterable[HistoryEvent], at_us: int) -> list[Command]:
+    """What a resumed instance answers to the inputs that waited for it."""
+    return [command for event in kept for command in live.deliver(_at(event, at_us))]
+
+
+def _at(event: HistoryEvent, at_us: int) -> HistoryEvent:
+    return HistoryEvent(
+        event.instance_id, event.run, event.seq, at_us, event.kind, event.ref, event.attrs, event.payload
+    )
+
+
+def _check(live: LiveInstance, outstanding: deque[Command], event: HistoryEvent) -> None:
+    recorded = Command(event.kind, event.ref, event.attrs)
+    if not outstanding:
+        raise NonDeterminismError(live.instance_id, str(recorded), "nothing")
+    actual = outstanding.popleft()
+    same = actual.kind == event.kind and actual.ref == event.ref
+    if not same or any(actual.attrs.get(name) != event.attrs.get(name) for name in ("name", "type")):
+        raise NonDeterminismError(live.instance_id, str(recorded), str(actual))
+
+
+def _expect_none(live: LiveInstance, outstanding: deque[Command], event: HistoryEvent | None) -> None:
+    if outstanding:
+        expected = "nothing more" if event is None else f"to wait for {Command(event.kind, event.ref)}"
+        raise NonDeterminismError(live.instance_id, expected, str(outstanding[0]))

@@ -1,0 +1,244 @@
+"""The event loop that workflow code runs on: asyncio's own tasks and futures over a FIFO ready queue and the
+time of the log. Given the same inputs it takes the same steps, which is what makes replay possible. `sleep`,
+`timeout` and every other timer become durable timers of the instance; sockets, threads and processes are
+refused with the remedy in the message. Nothing here waits: `run_until_idle` returns when no callback is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio import events, tasks
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from typing import Any, Final, NoReturn, Protocol, TypeVar
+
+from romancy_stream.errors import WorkflowIOError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+STEP_LIMIT: Final = 1_000_000
+"""Callbacks in one step. 10,000 parallel activities need about 50,000; a `sleep(0)` loop needs them all."""
+
+
+class Evicted(BaseException):
+    """Ends the coroutines of an instance that leaves the cache. Not an Exception: user code must not catch it."""
+
+
+class StepTooLong(BaseException):
+    """Workflow code went round more than STEP_LIMIT times without waiting for anything."""
+
+
+class TimerHost(Protocol):
+    """Who keeps the timers of a loop: the instance, which records them."""
+
+    def timer_started(self, handle: WorkflowTimer) -> None: ...
+    def timer_cancelled(self, handle: WorkflowTimer) -> None: ...
+
+
+class WorkflowTimer(asyncio.TimerHandle):
+    """`timer_id` is given by the host; None once fired or cancelled."""
+
+    timer_id: str | None = None
+    due_us: int = 0
+
+
+class _Future(asyncio.Future[T]):
+    """Hashes by sequence: asyncio keeps futures in sets, and the order of a set must not depend on addresses."""
+
+    sequence: int
+
+    def __hash__(self) -> int:
+        return self.sequence
+
+
+class _Task(asyncio.Task[T]):
+    sequence: int = 0
+
+    def __hash__(self) -> int:
+        return self.sequence
+
+
+@contextmanager
+def stepping_aside() -> Iterator[None]:
+    """Takes the outer loop and its current task off this thread, so that workflow loops can run on it. Python 3.14
+    keeps the current task per thread, earlier ones per loop; leaving it explicitly is right for both."""
+    outer = asyncio._get_running_loop()
+    task = asyncio.current_task(outer) if outer is not None else None
+    if outer is not None and task is not None:
+        tasks._leave_task(outer, task)
+    events._set_running_loop(None)
+    try:
+        yield
+    finally:
+        events._set_running_loop(outer)
+        if outer is not None and task is not None:
+            tasks._enter_task(outer, task)
+
+
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """One per live instance. `now_us` is the log time of the step."""
+
+    __slots__ = ("_evicting", "_host", "_ready", "_sequence", "_tasks", "now_us")
+
+    def __init__(self, host: TimerHost) -> None:
+        self._host = host
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: list[_Task[Any]] = []
+        self._sequence = 0
+        self._evicting = False
+        self.now_us = 0
+
+    # -- running ---------------------------------------------------------------------------------------------
+    def run_until_idle(self) -> None:
+        """Call it inside `stepping_aside`. Raises StepTooLong."""
+        ready, left = self._ready, STEP_LIMIT
+        events._set_running_loop(self)
+        try:
+            while ready:
+                handle = ready.popleft()
+                if not handle.cancelled():
+                    self._run(handle)
+                left -= 1
+                if left == 0:
+                    raise StepTooLong
+        finally:
+            events._set_running_loop(None)
+
+    @staticmethod
+    def _run(handle: asyncio.Handle) -> None:
+        try:
+            handle._run()
+        except SystemExit:
+            # The task holds it already; a workflow that calls sys.exit() fails, the engine does not.
+            log.warning("workflow code raised SystemExit")
+
+    def fire(self, handle: WorkflowTimer) -> None:
+        self._ready.append(handle)
+
+    def evict(self) -> None:
+        """Ends every coroutine of this loop. What their `finally` blocks ask for is refused with Evicted."""
+        self._evicting = True
+        events._set_running_loop(self)
+        try:
+            for task in self._tasks:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                if not task.done():
+                    _close(task.get_coro())
+        finally:
+            events._set_running_loop(None)
+            self._ready.clear()
+            self._tasks.clear()
+
+    def _refuse_if_evicting(self) -> None:
+        if self._evicting:
+            raise Evicted
+
+    # -- what asyncio asks of a loop ---------------------------------------------------------------------------
+    def time(self) -> float:
+        return self.now_us / 1_000_000
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at_us(self.now_us + round(delay * 1_000_000), callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at_us(round(when * 1_000_000), callback, *args, context=context)
+
+    def call_at_us(
+        self, due_us: int, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> WorkflowTimer:
+        self._refuse_if_evicting()
+        handle = WorkflowTimer(due_us / 1_000_000, callback, args, self, context)
+        handle.due_us = due_us
+        self._host.timer_started(handle)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if isinstance(handle, WorkflowTimer) and handle.timer_id is not None and not self._evicting:
+            self._host.timer_cancelled(handle)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._refuse_if_evicting()
+        future: _Future[Any] = _Future(loop=self)
+        self._sequence += 1
+        future.sequence = self._sequence
+        return future
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **kwargs: Any,
+    ) -> asyncio.Task[T]:
+        self._refuse_if_evicting()
+        self._sequence += 1
+        # The name must not come from asyncio's process-wide counter: code can see it.
+        task: _Task[T] = _Task(coro, loop=self, name=name or f"task:{self._sequence}", context=context, **kwargs)
+        task.sequence = self._sequence
+        self._tasks.append(task)
+        if len(self._tasks) & 63 == 0:
+            self._tasks = [kept for kept in self._tasks if not kept.done()]
+        return task
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if not self._evicting:
+            log.warning("in workflow code: %s", context.get("message"), exc_info=context.get("exception"))
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.call_exception_handler(context)
+
+
+def _close(coro: Any) -> None:
+    """Closes a suspended coroutine. A `finally` that awaits something already pending makes close() complain;
+    a few more rounds end that too."""
+    for _ in range(8):
+        try:
+            coro.close()
+            return
+        except Evicted:
+            return
+        except RuntimeError:
+            continue
+        except BaseException as error:
+            log.warning("workflow code raised %r while its instance left the cache", error)
+            return
+    log.error("a coroutine of an evicted instance would not end: %r", coro)
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: WorkflowLoop, *args: Any, **kwargs: Any) -> NoReturn:
+        raise WorkflowIOError(
+            f"workflow code called loop.{name}(): I/O, threads and processes are not replayed. "
+            "Do it in an activity and await the activity."
+        )
+
+    return refuse
+
+
+_ALLOWED: Final = {"get_task_factory", "set_task_factory"}
+for _name in dir(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in WorkflowLoop.__dict__ and _name not in _ALLOWED:
+        setattr(WorkflowLoop, _name, _refused(_name))
