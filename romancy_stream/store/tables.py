@@ -1,14 +1,19 @@
 """SQLAlchemy Core tables, the same on every database. `storage/` holds the DDL that makes them; a test compares
 the two. Times are whole microseconds since 1970 UTC in BIGINTs (exact and equal everywhere; the views show
 timestamps). JSON of the log is text, so that it stays what was written; JSON of the projection is the database's
-own type, so that it can be searched."""
+own type, so that it can be searched: read it with `json_text`, which gives it as text and loses no digit.
+
+Text compares byte by byte everywhere. On MariaDB and MySQL the DDL says so once, as the collation of each table."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    ColumnElement,
     Index,
     Integer,
     LargeBinary,
@@ -17,6 +22,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    cast,
+    text,
+    type_coerce,
 )
 from sqlalchemy.dialects.mysql import LONGBLOB, LONGTEXT
 from sqlalchemy.dialects.postgresql import JSONB
@@ -24,10 +32,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 ID_CHARS = 255  # instance ids, activity ids, names: fits MariaDB's index key limit twice in utf8mb4
 
 metadata = MetaData()
-_Id = String(ID_CHARS).with_variant(String(ID_CHARS, collation="utf8mb4_bin"), "mysql", "mariadb")
+_Id = String(ID_CHARS)
 _Long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 _Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
-_Json = JSON().with_variant(JSONB(), "postgresql")
+# SQLite gives a column of the type JSON numeric affinity: it would store the text 5.0 as the integer 5.
+_Json = JSON().with_variant(JSONB(), "postgresql").with_variant(Text(), "sqlite")
 
 meta = Table("romancy_meta", metadata, Column("name", String(64), primary_key=True), Column("value", _Long))
 
@@ -89,6 +98,14 @@ instances = Table(
     Column("event_id", _Long, nullable=False),
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
+    # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.
+    Index(
+        "romancy_instances_parked",
+        "part",
+        postgresql_where=text("parked IS NOT NULL"),
+        sqlite_where=text("parked IS NOT NULL"),
+    ).ddl_if(dialect=("postgresql", "sqlite")),
+    Index("romancy_instances_parked_mysql", "part", "parked", mysql_length={"parked": 1}).ddl_if(dialect="mysql"),
 )
 activities = Table(
     "romancy_activities",
@@ -189,3 +206,8 @@ rejections = Table(
     Column("event_id", _Long, nullable=False),
     Column("at_us", BigInteger, nullable=False),
 )
+
+
+def json_text(column: ColumnElement[Any], dialect: str) -> ColumnElement[str]:
+    """A JSON column of the projection as the text of its value; SQL NULL stays NULL. `dialect`: SQLAlchemy's name."""
+    return cast(column, Text()) if dialect == "postgresql" else type_coerce(column, Text())
