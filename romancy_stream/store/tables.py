@@ -99,13 +99,13 @@ instances = Table(
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
     # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.
-    Index(
-        "romancy_instances_parked",
-        "part",
-        postgresql_where=text("parked IS NOT NULL"),
-        sqlite_where=text("parked IS NOT NULL"),
-    ).ddl_if(dialect=("postgresql", "sqlite")),
-    Index("romancy_instances_parked_mysql", "part", "parked", mysql_length={"parked": 1}).ddl_if(dialect="mysql"),
+    *(
+        Index("romancy_instances_parked", "part", **{f"{dialect}_where": text("parked IS NOT NULL")}).ddl_if(
+            dialect=dialect
+        )
+        for dialect in ("postgresql", "sqlite")
+    ),
+    Index("romancy_instances_parked", "part", "parked", mysql_length={"parked": 1}).ddl_if(dialect="mysql"),
 )
 activities = Table(
     "romancy_activities",
