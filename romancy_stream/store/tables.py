@@ -37,6 +37,7 @@ _Long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 _Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 # SQLite gives a column of the type JSON numeric affinity: it would store the text 5.0 as the integer 5.
 _Json = JSON().with_variant(JSONB(), "postgresql").with_variant(Text(), "sqlite")
+_PARKED = text("parked IS NOT NULL")
 
 meta = Table("romancy_meta", metadata, Column("name", String(64), primary_key=True), Column("value", _Long))
 
@@ -99,12 +100,8 @@ instances = Table(
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
     # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.
-    *(
-        Index("romancy_instances_parked", "part", **{f"{dialect}_where": text("parked IS NOT NULL")}).ddl_if(
-            dialect=dialect
-        )
-        for dialect in ("postgresql", "sqlite")
-    ),
+    Index("romancy_instances_parked", "part", postgresql_where=_PARKED).ddl_if(dialect="postgresql"),
+    Index("romancy_instances_parked", "part", sqlite_where=_PARKED).ddl_if(dialect="sqlite"),
     Index("romancy_instances_parked", "part", "parked", mysql_length={"parked": 1}).ddl_if(dialect="mysql"),
 )
 activities = Table(
