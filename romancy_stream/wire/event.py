@@ -40,6 +40,9 @@ COMPLETED: Final = "romancy.workflow.completed"
 FAILED: Final = "romancy.workflow.failed"
 CANCELLED: Final = "romancy.workflow.cancelled"
 REJECTED: Final = "romancy.workflow.rejected"
+RECURRED: Final = "romancy.workflow.recurred"
+
+DEAD_LETTER: Final = "romancy.record.deadlettered"
 
 # -- extension attributes (CloudEvents allows lower-case letters and digits only) ------------------------------
 X_WORKFLOW: Final = "romancyworkflow"
@@ -52,12 +55,20 @@ X_IDEMPOTENCY_KEY: Final = "romancyidempotencykey"
 X_CONFLICT: Final = "romancyconflict"  # "fail": an existing instance rejects the start
 X_ORIGIN: Final = "romancyorigin"  # "{partition}:{position}" of the outbox row that this message is
 X_DURATION: Final = "romancyduration"  # of an attempt, whole microseconds
+X_TIMEOUT: Final = "romancytimeout"  # of an attempt, seconds as a decimal number
+X_RETRY_ON: Final = "romancyretryon"  # error classes of the call's retry policy, "module:Name,module:Name"
+X_NO_RETRY_ON: Final = "romancynoretryon"
 X_WORKER: Final = "romancyworker"
+X_TIMEOUT: Final = "romancytimeout"  # of an attempt, seconds, decimal
+X_NAME: Final = "romancyname"  # of the signal's or update's handler
+X_CONTENT_TYPE: Final = "romancycontenttype"  # what the data was before it became a JSON string on arrival
 X_CORRELATION: Final = "correlationid"
 X_CAUSATION: Final = "causationid"
 X_CAUSATION_SOURCE: Final = "causationsource"
 X_SEQUENCE: Final = "sequence"
 X_PARTITION_KEY: Final = "partitionkey"
+X_TRACEPARENT: Final = "traceparent"  # W3C Trace Context, as the CloudEvents extension of that name
+X_TRACESTATE: Final = "tracestate"
 
 
 # -- topics ----------------------------------------------------------------------------------------------------
