@@ -31,6 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="tools/services", description="Real Kafka and databases for development and tests"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    fetch = _command(commands, "fetch", _fetch, "install and download what they are made of, start nothing", some="*")
+    _add_versions(fetch)
     start = _command(commands, "start", _start, "start, or reuse what lives", some="*")
     _add_versions(start)
     start.add_argument("--clean", action="store_true", help="stop it if it runs and throw its old data away first")
@@ -105,6 +107,10 @@ def _say(stream: TextIO, line: str) -> None:
 def _version(options: argparse.Namespace, name: str) -> str | None:
     version: str | None = getattr(options, f"{name}_version")
     return version
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    return _each(_names(options), lambda name: f"version {lifecycle.fetch(name, _version(options, name))} is here")
 
 
 def _start(options: argparse.Namespace) -> int:

@@ -21,9 +21,14 @@ JAVA_PACKAGES = ("default-jre-headless",)
 MAVEN_PACKAGES = ("maven",)
 
 
+def fetch(name: str, version: str | None) -> str:
+    packages.ensure("java", JAVA_PACKAGES)
+    return _resolve(name, version)[0]
+
+
 def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
     java = packages.ensure("java", JAVA_PACKAGES)
-    resolved, classpath = resolve(name, version or entry.version or None)
+    resolved, classpath = _resolve(name, version or entry.version or None)
     home = state.services_dir() / f"{name}-{resolved}-data"
     port, controller = ports.assign(name)
     properties = _write_properties(home, resolved, port, controller)
@@ -38,7 +43,7 @@ def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
     return started
 
 
-def resolve(name: str, version: str | None) -> tuple[str, str]:
+def _resolve(name: str, version: str | None) -> tuple[str, str]:
     """(version, classpath): an installed Kafka of the right line, else the first candidate that Maven can bring."""
     installed = _installed(name)
     if installed and version in (None, installed[0]):

@@ -1,4 +1,4 @@
-"""Asks a Kafka broker, in its own protocol, whether it is in service: one Metadata request, without a client library."""
+"""Asks a Kafka broker, in its own protocol, whether it is in service: one Metadata request, no client library."""
 
 from __future__ import annotations
 

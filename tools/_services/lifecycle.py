@@ -16,6 +16,7 @@ from . import kafka, mariadb, packages, postgres, procs, settings, state
 from .errors import ServiceError
 from .state import Entry
 
+Fetcher = Callable[[str, str | None], str]
 Starter = Callable[[str, str | None, Entry], Entry]
 
 STARTERS: dict[str, Starter] = {
@@ -23,6 +24,12 @@ STARTERS: dict[str, Starter] = {
     "kafka39": kafka.start,
     "postgres": postgres.start,
     "mariadb": mariadb.start,
+}
+FETCHERS: dict[str, Fetcher] = {
+    "kafka": kafka.fetch,
+    "kafka39": kafka.fetch,
+    "postgres": postgres.fetch,
+    "mariadb": mariadb.fetch,
 }
 STOP_SIGNALS = {"postgres": postgres.STOP_SIGNAL}
 ENDING_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
@@ -45,8 +52,13 @@ def look(name: str) -> View:
     return View(entry, "dead" if entry.pid else "stopped")
 
 
+def fetch(name: str, version: str | None = None) -> str:
+    """Brings what the service is made of onto this machine, without starting it; returns its version."""
+    return FETCHERS[name](name, version)
+
+
 def start(name: str, version: str | None = None, for_pid: int | None = None, clean: bool = False) -> Entry:
-    """Reuses a live service, else starts it on its old data. `for_pid`: the test session that needs it (see release)."""
+    """Reuses a live service, else starts it on its old data. `for_pid`: the test session that needs it."""
     with state.locked(f"service-{name}"):
         view = look(name)
         if view.condition in ("running", "paused") and not clean:
@@ -91,8 +103,12 @@ def _end(view: View) -> None:
 
 
 def _wipe(entry: Entry) -> None:
-    if entry.data_dir:
-        shutil.rmtree(Path(entry.data_dir), ignore_errors=True)
+    data = Path(entry.data_dir)
+    if not entry.data_dir or not data.exists():
+        return
+    shutil.rmtree(data)
+    if data.parent != state.services_dir() and not any(data.parent.iterdir()):
+        data.parent.rmdir()  # the directory that was made because another user cannot reach the state directory
 
 
 def stop(name: str, clean: bool = False) -> Entry:

@@ -22,12 +22,21 @@ PING_TIMEOUT_S = 2.0
 PROTOCOL_VERSION = 10  # first byte of the greeting that a server in service sends
 
 
-def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
-    server = packages.ensure("mariadbd", PACKAGES, _find)
+def fetch(_name: str, version: str | None) -> str:
+    return _series(packages.ensure("mariadbd", PACKAGES, _find), version)
+
+
+def _series(server: str, wanted: str | None) -> str:
     found = re.search(r"(\d+\.\d+)\.\d+", procs.run([server, "--no-defaults", "--version"]))
     series = found[1] if found else "unknown"
-    if version and version != series:
-        raise Unavailable(f"the installed MariaDB is {series}, not {version}")
+    if wanted and wanted != series:
+        raise Unavailable(f"the installed MariaDB is {series}, not {wanted}")
+    return series
+
+
+def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
+    server = packages.ensure("mariadbd", PACKAGES, _find)
+    series = _series(server, version)
     data = state.services_dir() / f"{name}-{series}-data"
     if not (data / ".complete").exists():
         _initialise(data)

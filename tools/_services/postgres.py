@@ -21,13 +21,18 @@ PROGRAMS = ("initdb", "pg_isready", "psql")  # needed beside `postgres` itself
 STOP_SIGNAL = signal.SIGINT  # "fast": does not wait for clients
 
 
+def fetch(_name: str, version: str | None) -> str:
+    return str(_major(_binaries(version)))
+
+
 def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
-    binaries = Path(packages.ensure("postgres", PACKAGES, lambda: _find(version))).parent
+    binaries = _binaries(version)
     major = _major(binaries)
     user = packages.unprivileged_user("postgres")
     data = _data_dir(name, major, user)
     if not (data / "PG_VERSION").exists():
         _initialise(binaries, data, user)
+    _drop_stale_lock(data, entry)
     port, _ = ports.assign(name)
     log = state.services_dir() / f"{name}.log"
     values = {**settings.POSTGRES_SHARED, "listen_addresses": "127.0.0.1", "port": str(port)}
@@ -40,6 +45,10 @@ def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
     procs.wait_ready(pid, lambda: _succeeds(ready), log, settings.START_TIMEOUT_S)
     _ensure_database(binaries, port)
     return started
+
+
+def _binaries(version: str | None) -> Path:
+    return Path(packages.ensure("postgres", PACKAGES, lambda: _find(version))).parent
 
 
 def _find(version: str | None) -> str | None:
@@ -76,6 +85,16 @@ def _initialise(binaries: Path, data: Path, user: str | None) -> None:
         shutil.chown(data, user, user)
     options = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--username", settings.USER]
     procs.run([str(binaries / "initdb"), "-D", str(data), *options], user)
+
+
+def _drop_stale_lock(data: Path, entry: state.Entry) -> None:
+    """A killed server may stay a zombie where nobody reaps it; PostgreSQL would take that for a live one."""
+    lock = data / "postmaster.pid"
+    if not lock.exists():
+        return
+    pid = int(lock.read_text().split()[0])
+    if pid == entry.pid or not procs.born(pid):
+        lock.unlink()
 
 
 def _succeeds(command: list[str]) -> bool:

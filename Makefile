@@ -1,0 +1,58 @@
+# Everything that a contributor runs. Needs make and Python 3.11 or newer; the servers come by themselves (tools/services).
+
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(python))))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Scripts without a suffix have to be named.
+LINTED := . tools/services
+TYPED_TOOLS := tools/_services tests/support tests/conftest.py
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check lint types test demo services stop clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## .venv with the project and everything that its tests need
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || test "$$(id -u)" != 0 || \
+		{ apt-get update && apt-get install -y --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,msgspec,uvloop]' --group dev
+	@touch $@
+
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+
+types: venv ## mypy
+	$(BIN)/mypy
+	$(BIN)/mypy $(TYPED_TOOLS)
+
+check: lint types ## lint and types, no tests
+
+test: check ## lint, types and the whole test suite, on real servers
+	-tools/services fetch
+	$(BIN)/python -m pytest
+
+demo: venv ## see it work: examples/demo.py
+	$(BIN)/python examples/demo.py
+
+services: ## start Kafka, PostgreSQL and MariaDB and leave them running
+	tools/services start
+	tools/services env
+
+stop: ## stop them
+	tools/services stop
+
+clean: ## forget the environment, the servers' data and all caches
+	tools/services stop --clean
+	rm -rf $(VENV) .services .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
