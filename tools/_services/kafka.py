@@ -106,7 +106,8 @@ def _write_properties(home: Path, version: str, port: int, controller: int) -> P
 
 
 def _format(java: str, classpath: str, home: Path, properties: Path) -> None:
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # A first character "-" would be read as an option.
+    cluster_id = "R" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
     shutil.rmtree(home / "log", ignore_errors=True)
     tool = [java, "-Xmx256m", "-XX:+UseSerialGC", *_logging(), "-cp", classpath, "kafka.tools.StorageTool"]
     procs.run([*tool, "format", "--cluster-id", cluster_id, "--config", str(properties)])

@@ -121,7 +121,7 @@ def stop(name: str, clean: bool = False) -> Entry:
 
 def _shut(name: str) -> Entry:
     _end(look(name))
-    return state.record(name, pid=0, born="", reason="", keep=False, users=())
+    return state.record(name, pid=0, born="", version="", reason="", keep=False, users=())
 
 
 def restart(name: str, version: str | None = None) -> Entry:
