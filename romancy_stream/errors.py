@@ -96,7 +96,13 @@ class InvalidPathError(RomancyError):
 
 
 class PayloadError(RomancyError):
+    """`errors` as in InvalidInputError, where JSON did not fit a declared type."""
+
     code = "payload"
+
+    def __init__(self, message: str, errors: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
 
 
 class PayloadTooLargeError(PayloadError):

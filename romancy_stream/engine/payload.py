@@ -1,0 +1,311 @@
+"""Values of user code as JSON text, by their type hints, both ways. Everything that crosses the log goes through a
+codec, live and on replay alike, so that code sees the same value both times; what could not come back as it was is
+refused while the caller is still there to be told. Pydantic does the work and is imported at first use. Pure: no I/O.
+
+Pydantic models follow their own configuration. A model with binary `bytes` fields needs
+`ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")`; everywhere else bytes are base64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence, Set
+from inspect import Parameter
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from romancy_stream.engine.payload_types import portable
+from romancy_stream.errors import ConfigurationError, PayloadError, PayloadTooLargeError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+# Kafka's default limit for a record is 1 MiB; what is left is for headers and the envelope of a workflow's result.
+MAX_PAYLOAD_BYTES: Final = 1_000_000
+# A list of thousands of mistakes helps nobody and would not fit into an event.
+MAX_VALIDATION_ERRORS: Final = 50
+# Long enough to find the value in the error message, short enough for a log line.
+MAX_SHOWN_CHARS: Final = 200
+
+_PLAIN_SCALARS: Final = frozenset({str, int, bool, NoneType})
+_ANYTHING: Final = (Any, object, Parameter.empty)
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class TypeCodec:
+    """JSON text of one declared type. `what` says whose value it is, for error messages. Hints must be resolved
+    (no strings). The pydantic adapter is built at first use, or by `build()`."""
+
+    __slots__ = ("_adapter", "_plain", "_scalar", "annotation", "what")
+
+    def __init__(self, annotation: Any, what: str = "value") -> None:
+        self.annotation = NoneType if annotation is None else annotation
+        self.what = what
+        self._plain = any(self.annotation is each for each in _ANYTHING)
+        self._scalar = self.annotation if self.annotation in _PLAIN_SCALARS else None
+        self._adapter: TypeAdapter[Any] | None = None
+
+    def build(self) -> None:
+        """Raises ConfigurationError when the type has no JSON form."""
+        if not self._plain:
+            self._adapter = make_adapter(self.annotation, self.what)
+
+    def encode(self, value: Any) -> bytes:
+        """Raises PayloadError when the declared type could not restore the value, PayloadTooLargeError."""
+        if self._scalar is not None and type(value) is self._scalar:
+            raw = _dump_scalar(value, self.what)
+        elif self._plain:
+            raw = _dump_plain(value, self.what)
+        else:
+            raw = self._dump_typed(value)
+        return checked(raw, self.what)
+
+    def decode(self, raw: bytes) -> Any:
+        """Raises PayloadError (also for NUL, NaN and Infinity), PayloadTooLargeError."""
+        checked(raw, self.what)
+        if self._plain:
+            return load_plain(raw, self.what)
+        return validate(self.adapter, raw, self.what)
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        if self._adapter is None:
+            self._adapter = make_adapter(Any if self._plain else self.annotation, self.what)
+        return self._adapter
+
+    def _dump_typed(self, value: Any) -> bytes:
+        raw = _dump_adapted(self.adapter, value, self.what)
+        try:
+            restored = validate(self.adapter, raw, self.what)
+        except PayloadError as error:
+            raise PayloadError(f"{self._not_restored(value)}: {error}") from error
+        if not restores(value, restored):
+            raise PayloadError(f"{self._not_restored(value)}: it would come back as {shown(restored)}")
+        return raw
+
+    def _not_restored(self, value: Any) -> str:
+        return (
+            f"{self.what}: the declared type {type_name(self.annotation)} cannot restore {shown(value)} of type "
+            f"{type_name(type(value))}; declare the exact type, or a discriminated union"
+        )
+
+
+def encode_data(value: Any, what: str = "data") -> bytes | None:
+    """JSON text of a value that only leaves, such as the data of an event: by its runtime type. None: no data."""
+    if value is None:
+        return None
+    raw = _dump_adapted(_outgoing(), value, what)
+    if b"null" in raw and has_nan(value):
+        raise PayloadError(f"{what}: NaN and Infinity are not JSON")
+    return checked(raw, what)
+
+
+# -- limits and rules of every payload -------------------------------------------------------------------------
+def checked(raw: bytes, what: str) -> bytes:
+    """The same bytes, within the limit and without NUL, NaN and Infinity: no database or JSON reader takes those."""
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(
+            f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD_BYTES:,}; "
+            "keep the data elsewhere and pass a reference to it"
+        )
+    if b"\\u0000" in raw and _ESCAPED_NUL.search(raw):
+        raise PayloadError(f"{what}: NUL characters cannot be stored")
+    if b"NaN" in raw or b"Infinity" in raw:
+        from pydantic_core import from_json
+
+        try:
+            from_json(raw, allow_inf_nan=False)
+        except ValueError as error:
+            raise PayloadError(f"{what}: NaN and Infinity are not JSON") from error
+    return raw
+
+
+def has_nan(value: Any) -> bool:
+    """Whether a NaN or an infinity is anywhere in a value. (Models with pydantic's default configuration write
+    null for it.)"""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(has_nan, value.values()))
+    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):
+        return any(map(has_nan, value))
+    fields = record_fields(value)
+    return fields is not None and any(has_nan(getattr(value, name, None)) for name in fields)
+
+
+# -- JSON text -------------------------------------------------------------------------------------------------
+def _dump_scalar(value: Any, what: str) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an int beyond 64 bits, or a lone surrogate
+        return _dump_adapted(_outgoing(), value, what)
+
+
+def _dump_plain(value: Any, what: str) -> bytes:
+    """For values without a declared type: whatever JSON itself can restore."""
+    try:
+        raw = orjson.dumps(value)
+    except TypeError:
+        raw = _dump_adapted(_outgoing(), value, what)
+    if type(value) in _PLAIN_SCALARS:
+        return raw
+    try:
+        faithful = bool(load_plain(raw, what) == value)
+    except Exception:
+        faithful = False
+    if not faithful:
+        raise PayloadError(
+            f"{what}: plain JSON cannot restore {shown(value)} of type {type_name(type(value))}; declare its type"
+        )
+    return raw
+
+
+def load_plain(raw: bytes, what: str) -> Any:
+    from pydantic_core import from_json
+
+    try:
+        return from_json(raw)  # unlike others, keeps integers of any size
+    except ValueError as error:
+        raise PayloadError(f"{what}: not JSON: {error}") from error
+
+
+def _dump_adapted(adapter: TypeAdapter[Any], value: Any, what: str) -> bytes:
+    try:
+        return adapter.dump_json(value, by_alias=True, serialize_as_any=True, round_trip=True, warnings=False)
+    except Exception as error:  # user code runs in here: properties, serializers
+        hint = ""
+        if "utf-8 sequence" in str(error):
+            hint = ' (bytes in a model: set ser_json_bytes="base64" and val_json_bytes="base64" in its ConfigDict)'
+        raise PayloadError(
+            f"{what}: {shown(value)} of type {type_name(type(value))} cannot become JSON: {error}{hint}"
+        ) from error
+
+
+def make_adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+    from typing_extensions import TypeAliasType
+
+    # Constants instead of null: `checked` must see them. Through an alias, because pydantic refuses a configuration
+    # for a type that could bring its own, and plain dataclasses inherit ours.
+    config = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
+    try:
+        alias: Any = TypeAliasType("Payload", portable(annotation))
+        return TypeAdapter(alias, config=config)
+    except Exception as error:
+        raise ConfigurationError(f"{what}: type {type_name(annotation)} has no JSON form: {error}") from error
+
+
+_outgoing_adapter: TypeAdapter[Any] | None = None
+
+
+def _outgoing() -> TypeAdapter[Any]:
+    global _outgoing_adapter
+    if _outgoing_adapter is None:
+        _outgoing_adapter = make_adapter(Any, "data")
+    return _outgoing_adapter
+
+
+def validate(adapter: TypeAdapter[Any], raw: bytes, what: str) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return adapter.validate_json(raw)
+    except ValidationError as error:
+        raise unfit(what, error_list(error)) from error
+    except Exception as error:  # a validator of the user's that raises something of its own
+        message = f"{type(error).__name__}: {error}"
+        raise unfit(what, [{"loc": [], "type": "validator_failed", "msg": message}]) from error
+
+
+def unfit(what: str, errors: list[dict[str, Any]]) -> PayloadError:
+    """JSON that does not fit, with a list of what is wrong."""
+    return PayloadError(f"{what}: {summary(errors)}", errors)
+
+
+def error_list(error: ValidationError) -> list[dict[str, Any]]:
+    """JSON-able: loc, type and msg only, so that no input value leaks into logs and events."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"]} for e in found[:MAX_VALIDATION_ERRORS]]
+
+
+def summary(errors: Sequence[Mapping[str, Any]]) -> str:
+    def line(error: Mapping[str, Any]) -> str:
+        where = ".".join(map(str, error["loc"]))
+        return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+    return "; ".join(map(line, errors))
+
+
+# -- did the value come back? ----------------------------------------------------------------------------------
+def restores(value: Any, restored: Any) -> bool:
+    """Whether `restored` is `value` as its declared type has it. Containers may change into the declared kind, raw
+    JSON may stand for a record; a record of another class, or any other value, is a loss."""
+    if value is restored:
+        return True
+    fields = record_fields(restored)
+    if fields is not None:
+        return _record_restores(value, restored, fields)
+    if isinstance(value, Mapping):
+        return (
+            isinstance(restored, Mapping)
+            and len(value) == len(restored)
+            and all(key in restored and restores(item, restored[key]) for key, item in value.items())
+        )
+    if isinstance(value, list | tuple | deque):
+        if isinstance(restored, Set):
+            return all(item in restored for item in value)
+        return (
+            isinstance(restored, list | tuple | deque)
+            and len(value) == len(restored)
+            and all(map(restores, value, restored))
+        )
+    if type(value) is type(restored) and type(value).__eq__ is object.__eq__:
+        return True  # an opaque class that pydantic was taught: nothing to compare
+    try:
+        return bool(value == restored)
+    except Exception:  # a user's __eq__
+        return False
+
+
+def _record_restores(value: Any, restored: Any, fields: Sequence[str]) -> bool:
+    if type(value) is type(restored):
+        return all(restores(getattr(value, name, None), getattr(restored, name, None)) for name in fields)
+    if not isinstance(value, Mapping):
+        return False
+    names = set(fields)
+    for name, field in getattr(type(restored), "model_fields", {}).items():
+        names.update(alias for alias in (name, field.alias, field.validation_alias) if isinstance(alias, str))
+    return all(
+        key in names and (isinstance(item, str | int | float) or restores(item, getattr(restored, key, item)))
+        for key, item in value.items()
+    )
+
+
+def record_fields(value: Any) -> Sequence[str] | None:
+    """The names of the fields of a model, dataclass or struct; None for anything else."""
+    cls = type(value)
+    model_fields = getattr(cls, "__pydantic_fields__", None)
+    if isinstance(model_fields, dict):
+        return [*model_fields, *(getattr(value, "model_extra", None) or ())]
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    struct_fields = getattr(cls, "__struct_fields__", None)
+    return struct_fields if isinstance(struct_fields, tuple) else None
+
+
+# -- for messages ----------------------------------------------------------------------------------------------
+def shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = "<a value without repr>"
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+
+
+def type_name(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
