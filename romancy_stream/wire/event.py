@@ -59,7 +59,6 @@ X_TIMEOUT: Final = "romancytimeout"  # of an attempt, seconds as a decimal numbe
 X_RETRY_ON: Final = "romancyretryon"  # error classes of the call's retry policy, "module:Name,module:Name"
 X_NO_RETRY_ON: Final = "romancynoretryon"
 X_WORKER: Final = "romancyworker"
-X_TIMEOUT: Final = "romancytimeout"  # of an attempt, seconds, decimal
 X_NAME: Final = "romancyname"  # of the signal's or update's handler
 X_CONTENT_TYPE: Final = "romancycontenttype"  # what the data was before it became a JSON string on arrival
 X_CORRELATION: Final = "correlationid"
