@@ -17,8 +17,9 @@ from romancy_stream.engine import history as h
 from romancy_stream.engine.definitions import ActivityCall, Publication, WorkflowDef, set_current_scope
 from romancy_stream.engine.failure import decode_error, encode_error
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.loop import StepTooLong, WorkflowLoop, WorkflowTimer
+from romancy_stream.engine.loop import WorkflowLoop, WorkflowTimer
 from romancy_stream.engine.projection import USER_TIMER
+from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
 from romancy_stream.retry import RetryPolicy
 
@@ -49,7 +50,7 @@ class LiveInstance:
         self.replaying = False
         self._definition = definition
         self._default_policy = default_policy
-        self._loop = WorkflowLoop(self)
+        self._loop = WorkflowLoop(self)  # type: ignore[abstract]  # the other methods refuse
         self._main: asyncio.Task[bytes] | None = None
         self._commands: list[Command] = []
         self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
@@ -57,6 +58,7 @@ class LiveInstance:
         self._ids: set[str] = set()
         self._counters: dict[str, int] = {}
         self._random: Random | None = None
+        self.arguments: Any = None  # decoded already, by who accepted the start
 
     # -- Scope: what workflow code sees --------------------------------------------------------------------------
     @property
@@ -79,7 +81,9 @@ class LiveInstance:
         future = self._loop.create_future()  # first: it refuses an eviction
         activity_id = self._take_id(call)
         policy = call.policy or self._default_policy
-        attrs: dict[str, Any] = {"name": call.name, "queue": call.queue, "policy": policy.to_json()}
+        attrs: dict[str, Any] = {"name": call.name, "queue": call.queue}
+        if policy != FRAMEWORK_DEFAULT:
+            attrs["policy"] = policy.to_json()
         if call.timeout_s is not None:
             attrs["timeout_s"] = call.timeout_s
         if call.total_timeout_s is not None:
@@ -164,7 +168,9 @@ class LiveInstance:
             set_current_scope(None)
 
     def _started(self, event: HistoryEvent) -> None:
-        arguments = self._definition.decode(event.payload)
+        arguments, self.arguments = self.arguments, None
+        if arguments is None:
+            arguments = self._definition.decode(event.payload)
         set_current_scope(self)
         coro = self._definition.invoke(self, arguments)
         self._main = self._loop.create_task(coro, name=self.instance_id, context=Context())

@@ -268,4 +268,4 @@ _APPLY = {
     h.WORKFLOW_RESUMED: _resumed,
 }
 
-assert FINISHED >= {COMPLETED, FAILED}
+assert {COMPLETED, FAILED} <= FINISHED

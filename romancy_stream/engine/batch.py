@@ -1,0 +1,203 @@
+"""Collects what one `EngineCore.handle` decides and makes the `Commit` of it: one row per key whatever happened in
+between, outbox positions in the order of decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from romancy_stream.engine import history as h
+from romancy_stream.engine import outgoing, projection
+from romancy_stream.engine.commit import Commit, DeadLetter, Mark, OutboxRow, Rejection
+from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.inputs import Received
+from romancy_stream.engine.instance import Command, LiveInstance
+from romancy_stream.engine.projection import ActivityState, InstanceState
+from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import encode_text, new_event_time
+from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.partition import partition_for
+
+
+@dataclass(slots=True)
+class Partition:
+    """What the owner keeps in memory of a partition beside its instances."""
+
+    part: int
+    epoch: int
+    commit_no: int
+    position: int
+    watermarks: dict[int, int]
+
+
+@dataclass(slots=True)
+class Entry:
+    """An instance in the cache. `live` None: nothing has asked its code yet; `history` is then what replay needs."""
+
+    state: InstanceState
+    live: LiveInstance | None = None
+    history: list[HistoryEvent] | None = None
+    in_database: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    namespace: str
+    partitions: int
+    owned: dict[int, Partition]
+    now_us: int
+    commit: Commit = field(default_factory=Commit)
+    touched: dict[str, Entry] = field(default_factory=dict)
+    marked: dict[int, Partition] = field(default_factory=dict)
+    watermarks: dict[tuple[int, int], int] = field(default_factory=dict)
+    rejections: dict[str, Rejection] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)  # rejected before, started now
+    topics: Topics = field(init=False)
+    source: str = field(init=False)
+    time: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.topics = Topics(self.namespace)
+        self.source = outgoing.engine_source(self.namespace)
+        self.time = new_event_time(self.now_us)
+
+    # -- history -------------------------------------------------------------------------------------------------
+    def start(self, event: HistoryEvent, part: int) -> Entry:
+        entry = Entry(projection.begin(event, part), in_database=False)
+        self.commit.history.append(event)
+        self.touched[event.instance_id] = entry
+        self._tell(entry, event)
+        return entry
+
+    def record(
+        self,
+        entry: Entry,
+        kind: str,
+        ref: str | None = None,
+        attrs: dict[str, Any] | None = None,
+        payload: bytes | None = None,
+    ) -> HistoryEvent:
+        state = entry.state
+        event = HistoryEvent(state.instance_id, state.run, state.seq + 1, self.now_us, kind, ref, attrs or {}, payload)
+        projection.apply(state, event)
+        self.commit.history.append(event)
+        if entry.history is not None:
+            entry.history.append(event)
+        self.touched[state.instance_id] = entry
+        self._tell(entry, event)
+        return event
+
+    def answer(self, entry: Entry, commands: list[Command]) -> None:
+        """Records what workflow code asked for."""
+        for command in commands:
+            self.record(entry, command.kind, command.ref, command.attrs, command.payload)
+
+    def _tell(self, entry: Entry, event: HistoryEvent) -> None:
+        """What the world outside hears of a history event."""
+        state = entry.state
+        if event.kind in (h.ACTIVITY_SCHEDULED, h.ACTIVITY_RETRIED):
+            assert event.ref is not None
+            self._request(state, state.activities[event.ref])
+        elif event.kind == h.EVENT_PUBLISHED:
+            message = outgoing.published(self.source, state, event, self.time)
+            self.send(state.part, event.attrs.get("topic", self.topics.events), state.instance_id, message)
+        elif event.kind in outgoing.HAPPENED:
+            message = outgoing.happened(self.source, outgoing.HAPPENED[event.kind], state, event, self.time)
+            self.send(state.part, self.topics.events, state.instance_id, message, state.part)
+
+    def _request(self, state: InstanceState, activity: ActivityState) -> None:
+        message = outgoing.task(self.source, state, activity, self.time)
+        # Spread over the queue's partitions: the parallel activities of one instance are not one worker's.
+        spread = partition_for(f"{state.instance_id}/{activity.activity_id}".encode(), self.partitions)
+        self.send(state.part, self.topics.tasks(activity.queue), state.instance_id, message, spread)
+
+    # -- messages ------------------------------------------------------------------------------------------------
+    def send(self, part: int, topic: str, key: str, message: WireEvent, to_partition: int | None = None) -> None:
+        headers, value = encode_text(message)
+        self._append(part, topic, key, headers, value, to_partition)
+
+    def _append(
+        self,
+        part: int,
+        topic: str,
+        key: str,
+        headers: tuple[tuple[str, str], ...],
+        value: bytes | None,
+        to_partition: int | None,
+    ) -> int:
+        partition = self.mark(part)
+        partition.position += 1
+        self.commit.outbox.append(OutboxRow(part, partition.position, topic, key, to_partition, headers, value))
+        return partition.position
+
+    def forward(self, part: int, key: str, message: WireEvent) -> None:
+        """To the partition that owns `key`: over `results`, which outsiders cannot write, so that the origin can
+        be trusted there."""
+        origin = f"{part}:{self.mark(part).position + 1}"
+        moved = WireEvent(
+            message.id,
+            message.source,
+            message.type,
+            message.subject,
+            message.data,
+            message.time,
+            {**message.extensions, w.X_ORIGIN: origin},
+        )
+        self.send(part, self.topics.results, key, moved, partition_for(key.encode(), self.partitions))
+
+    def mark(self, part: int) -> Partition:
+        partition = self.marked.get(part)
+        if partition is None:
+            partition = self.marked[part] = self.owned[part]
+        return partition
+
+    def dead_letter(
+        self, received: Received, reason: str, message: str, source: str | None = None, event_id: str | None = None
+    ) -> None:
+        """Keeps the record whole, in the table and on the topic."""
+        record = received.record
+        self.commit.dead_letters.append(
+            DeadLetter(
+                record.topic,
+                record.partition,
+                record.offset,
+                self.now_us,
+                reason,
+                message,
+                record.key,
+                tuple(record.headers),
+                record.value,
+                source,
+                event_id,
+            )
+        )
+        place = f"{record.topic}/{record.partition}/{record.offset}"
+        headers = [(name, (value or b"").decode("utf-8", "replace")) for name, value in record.headers]
+        headers += [("romancy_dlq_id", place), ("romancy_reason", reason), ("romancy_message", message)]
+        self._append(record.partition, self.topics.dead_letters, place, tuple(headers), record.value, None)
+
+    # -- the result ----------------------------------------------------------------------------------------------
+    def finish(self) -> Commit:
+        commit = self.commit
+        for entry in self.touched.values():
+            self._rows_of(entry)
+        commit.rejections = list(self.rejections.values())
+        commit.rejections_gone = list(self.accepted)
+        commit.watermarks = [(part, origin, position) for (part, origin), position in self.watermarks.items()]
+        for partition in self.marked.values():
+            commit.marks.append(Mark(partition.part, partition.epoch, partition.commit_no, partition.position))
+            partition.commit_no += 1
+        return commit
+
+    def _rows_of(self, entry: Entry) -> None:
+        commit, state = self.commit, entry.state
+        self.mark(state.part)
+        (commit.updates if entry.in_database else commit.instances).append(state.row())
+        entry.in_database = True
+        commit.activities.extend(state.activity_row(activity) for activity in state.changed.values())
+        for timer_id, before in state.timers_before.items():
+            if timer_id in state.timers:
+                commit.timers.append(state.timer_row(timer_id))
+            elif before:
+                commit.timers_gone.append((state.instance_id, state.run, timer_id))
+        state.clear_changes()

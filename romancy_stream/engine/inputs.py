@@ -1,0 +1,61 @@
+"""What the shell hands to the core. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from romancy_stream.engine.commit import ActivityKey, InstanceRow, RecordedResult, Rejection, TimerRow
+from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.malformed import Malformed
+from romancy_stream.wire.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A record of `commands` or `results`, decoded."""
+
+    record: Record
+    event: WireEvent | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class TimerDue:
+    part: int
+    instance_id: str
+    run: int
+    timer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unpark:
+    """Try a parked instance again: this process may have the code that agrees with its history."""
+
+    part: int
+    instance_id: str
+
+
+Input = Received | TimerDue | Unpark
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStart:
+    """What a partition begins with after it was taken over."""
+
+    part: int
+    epoch: int
+    commit_no: int
+    position: int
+    watermarks: Mapping[int, int] = field(default_factory=dict)
+    timers: tuple[TimerRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was prefetched for one batch, for the ids that `EngineCore.missing` named."""
+
+    instances: Mapping[str, InstanceRow] = field(default_factory=dict)
+    rejections: Mapping[str, Rejection] = field(default_factory=dict)
+    histories: Mapping[str, list[HistoryEvent]] = field(default_factory=dict)
+    closed: Mapping[ActivityKey, RecordedResult] = field(default_factory=dict)

@@ -1,0 +1,110 @@
+"""The CloudEvents that the engine writes: tasks for workers, and what happened to instances. Ids are derived from
+(instance, run, sequence), so a message that is sent twice is the same event twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from romancy_stream.engine import history as h
+from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.projection import ActivityState, InstanceState
+from romancy_stream.wire import event as w
+from romancy_stream.wire.event import WireEvent
+
+
+def engine_source(namespace: str) -> str:
+    return f"/romancy/{namespace}"
+
+
+def task(source: str, state: InstanceState, activity: ActivityState, time: str) -> WireEvent:
+    """A request to run one attempt."""
+    instance_id, run, activity_id = state.instance_id, state.run, activity.activity_id
+    extensions = {
+        w.X_PARTITION_KEY: instance_id,
+        w.X_WORKFLOW: state.workflow,
+        w.X_RUN: str(run),
+        w.X_ACTIVITY: activity.name,
+        w.X_ACTIVITY_ID: activity_id,
+        w.X_ATTEMPT: str(activity.attempt),
+        w.X_IDEMPOTENCY_KEY: f"{instance_id}/{run}/{activity_id}",
+    }
+    if "timeout_s" in activity.attrs:
+        extensions[w.X_TIMEOUT] = repr(activity.attrs["timeout_s"])
+    policy = activity.attrs.get("policy", {})
+    for attribute, name in ((w.X_RETRY_ON, "retry_on"), (w.X_NO_RETRY_ON, "do_not_retry_on")):
+        if policy.get(name) not in (None, [], ["builtins:Exception"]):
+            extensions[attribute] = ",".join(policy[name])
+    return WireEvent(
+        id=f"{instance_id}/{run}/{activity_id}/{activity.attempt}",
+        source=source,
+        type=w.TASK,
+        subject=instance_id,
+        data=activity.args,
+        time=time,
+        extensions=extensions,
+    )
+
+
+def happened(source: str, type_: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:
+    """An instance started, completed or failed."""
+    data = b'{"%s":%s}' % (_DATA_NAME[type_], event.payload if event.payload is not None else b"null")
+    extensions = {
+        w.X_PARTITION_KEY: state.instance_id,
+        w.X_WORKFLOW: state.workflow,
+        w.X_INSTANCE: state.instance_id,
+        w.X_RUN: str(state.run),
+        w.X_SEQUENCE: str(event.seq),
+        w.X_CAUSATION: state.event_id,
+        w.X_CAUSATION_SOURCE: state.event_source,
+    }
+    return WireEvent(
+        id=f"{state.instance_id}/{state.run}/{event.seq}",
+        source=source,
+        type=type_,
+        subject=state.instance_id,
+        data=data,
+        time=time,
+        extensions=extensions,
+    )
+
+
+_DATA_NAME = {w.STARTED: b"input", w.COMPLETED: b"output", w.FAILED: b"error"}
+HAPPENED = {h.WORKFLOW_STARTED: w.STARTED, h.WORKFLOW_COMPLETED: w.COMPLETED, h.WORKFLOW_FAILED: w.FAILED}
+
+
+def published(source: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:
+    """An event that workflow code published."""
+    attrs: dict[str, Any] = event.attrs
+    return WireEvent(
+        id=f"{state.instance_id}/{state.run}/{event.seq}",
+        source=attrs.get("source", source),
+        type=attrs["type"],
+        subject=attrs.get("subject"),
+        data=event.payload,
+        time=time,
+        extensions={
+            w.X_PARTITION_KEY: state.instance_id,
+            w.X_INSTANCE: state.instance_id,
+            w.X_CAUSATION: state.event_id,
+            w.X_CAUSATION_SOURCE: state.event_source,
+        },
+    )
+
+
+def rejected(source: str, command: WireEvent, instance_id: str, workflow: str, data: bytes, time: str) -> WireEvent:
+    """A start that was refused. Its id is that of the command, so a second look at the command says the same."""
+    return WireEvent(
+        id=f"{instance_id}/rejected/{command.id}"[:255],
+        source=source,
+        type=w.REJECTED,
+        subject=instance_id,
+        data=data,
+        time=time,
+        extensions={
+            w.X_PARTITION_KEY: instance_id,
+            w.X_WORKFLOW: workflow,
+            w.X_INSTANCE: instance_id,
+            w.X_CAUSATION: command.id,
+            w.X_CAUSATION_SOURCE: command.source,
+        },
+    )

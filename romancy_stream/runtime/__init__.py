@@ -1,0 +1,1 @@
+"""The shell around the core: it reads, prefetches, commits, sends and waits. It decides nothing about workflows."""

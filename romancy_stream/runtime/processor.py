@@ -1,0 +1,259 @@
+"""The stream processor: whole batches from the broker through the core into one database transaction, then out to
+the broker. It owns the order of things: prefetch, decide, commit, publish; and what happens when one of these does
+not go as it should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from romancy_stream.broker.port import TP, BatchSource, Record
+from romancy_stream.engine.commit import Commit, Mark
+from romancy_stream.engine.core import EngineCore
+from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Unpark
+from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
+from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.relay import Relay
+from romancy_stream.store.port import PartitionSnapshot, Store
+from romancy_stream.wire.codec import decode
+from romancy_stream.wire.malformed import Malformed
+
+log = logging.getLogger(__name__)
+
+INPUTS_PER_COMMIT: Final = 2_000
+"""Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
+STORE_PATIENCE_S: Final = 5.0
+"""How long a batch waits for the database before the owner gives its partitions up."""
+TIDY_AFTER_S: Final = 0.5
+"""Acknowledged outbox rows that no further batch takes up are deleted after this long."""
+CLOCK_CHECK_S: Final = 30.0
+"""No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
+
+
+class Processor:
+    """A `BatchHandler`. `on_commit` hears of every commit once it is durable."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        store: Store,
+        relay: Relay,
+        owner: str,
+        on_commit: Callable[[Commit], None],
+        on_ownership: Callable[[frozenset[int]], None],
+    ) -> None:
+        self.core = core
+        self.source: BatchSource | None = None
+        self._store = store
+        self._relay = relay
+        self._owner = owner
+        self._on_commit = on_commit
+        self._on_ownership = on_ownership
+        self._clock = DatabaseClock()
+        self._lock = asyncio.Lock()
+        self._timers_changed = asyncio.Event()
+
+    # -- BatchHandler --------------------------------------------------------------------------------------------
+    async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
+        parts = sorted({tp.partition for tp in partitions})
+        async with self._lock:
+            self._forget(self.core.owned)
+            snapshots = await self._take_over(parts)
+            positions = {tp: 0 for tp in partitions}
+            for snapshot in snapshots:
+                for topic, offset in snapshot.offsets.items():
+                    if TP(topic, snapshot.part) in positions:
+                        positions[TP(topic, snapshot.part)] = offset
+            parked: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
+            if parked:
+                await self._step(parked)
+        self._on_ownership(self.core.owned)
+        return positions
+
+    async def on_batch(self, batch: Mapping[TP, Sequence[Record]]) -> None:
+        records = [record for records in batch.values() for record in records]
+        inputs: list[Input] = [Received(record, decode(record)) for record in records]
+        async with self._lock:
+            for first in range(0, len(inputs), INPUTS_PER_COMMIT):
+                await self._relay.has_room()
+                await self._step(inputs[first : first + INPUTS_PER_COMMIT])
+
+    async def on_revoked(self, partitions: set[TP]) -> None:
+        async with self._lock:
+            self._forget(frozenset(tp.partition for tp in partitions))
+        self._on_ownership(self.core.owned)
+
+    def _forget(self, parts: frozenset[int]) -> None:
+        self.core.drop(parts)
+        self._relay.drop(parts)
+
+    async def _take_over(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
+        """Epoch first, then the question whether the group still wants us, then the state."""
+        await self._store.take_over(parts, self._owner)
+        if self.source is not None and not await self.source.confirm_membership():
+            raise FencedError("the consumer group moved on while the partitions were taken over")
+        self._clock.learn(await self._store.now_us())
+        snapshots = await self._store.snapshot(parts)
+        for snapshot in snapshots:
+            self.core.adopt(
+                PartitionStart(
+                    snapshot.part,
+                    snapshot.epoch,
+                    snapshot.commit_no,
+                    snapshot.position,
+                    snapshot.watermarks,
+                    tuple(snapshot.timers),
+                )
+            )
+            self._relay.adopt(snapshot.part, snapshot.outbox, snapshot.held_keys)
+        self._timers_changed.set()
+        log.info("took over partitions %s", list(parts))
+        return snapshots
+
+    # -- timers and tidying, beside the batches ------------------------------------------------------------------
+    async def run_timers(self) -> None:
+        """Runs for ever; raises what a batch raises."""
+        while True:
+            await self._until_something_is_due()
+            async with self._lock:
+                if not self.core.owned:
+                    continue
+                due: list[Input] = list(self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT))
+                if due or self._relay.has_news:
+                    await self._relay.has_room()
+                    await self._step(due)
+
+    async def _until_something_is_due(self) -> None:
+        self._timers_changed.clear()
+        wait_s = CLOCK_CHECK_S
+        due_us = self.core.timers.next_due_us()
+        if due_us is not None:
+            wait_s = min(wait_s, (due_us - self._clock.now_us()) / 1_000_000)
+        if self._relay.has_news or not self._relay.idle:
+            wait_s = min(wait_s, TIDY_AFTER_S)
+        if wait_s > 0:
+            try:
+                await asyncio.wait_for(self._timers_changed.wait(), wait_s)
+            except TimeoutError:
+                return
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+    async def _step(self, inputs: Sequence[Input]) -> None:
+        """Call it with the lock held."""
+        try:
+            commit = await self._decide(inputs)
+            await self._commit(commit)
+        except (EngineError, StoreUnavailableError):
+            raise
+        except Exception as error:
+            await self._poisoned(inputs, error)
+        else:
+            self._published(commit)
+
+    async def _decide(self, inputs: Sequence[Input]) -> Commit:
+        missing = self.core.missing(inputs)
+        loaded = await self._load(missing) if missing else Loaded()
+        self.core.load(loaded)
+        now_us = self._clock.now_us()
+        closings = self.core.closings(inputs, now_us)
+        if closings:
+            closed = await self._store.close_activities(closings, now_us)
+            self.core.load(Loaded(loaded.instances, loaded.rejections, {}, closed))
+        sent, refused = self._relay.take_sent()
+        touch = {part for part, *_ in sent} | {part for part, *_ in refused}
+        commit = self.core.handle(inputs, now_us, touch & self.core.owned)
+        commit.outbox_sent = [each for each in sent if each[0] in self.core.owned]
+        commit.outbox_refused = [each for each in refused if each[0] in self.core.owned]
+        commit.offsets = _offsets(inputs)
+        return commit
+
+    async def _load(self, missing: Sequence[str]) -> Loaded:
+        known = await self._store.known(missing)
+        open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
+        histories = await self._store.histories(open_ids) if open_ids else {}
+        return Loaded(known.instances, known.rejections, {i: list(events) for i, events in histories.items()})
+
+    def _published(self, commit: Commit) -> None:
+        self._relay.post(commit.outbox)
+        self._on_commit(commit)
+        if commit.timers or commit.outbox:
+            self._timers_changed.set()
+
+    async def _commit(self, commit: Commit) -> None:
+        if not commit.marks:
+            return
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + STORE_PATIENCE_S
+        pause_s = 0.05
+        while True:
+            try:
+                # Shielded: a cancelled database call leaves its outcome open.
+                self._clock.learn(await asyncio.shield(self._store.commit(commit)))
+                return
+            except StoreUnavailableError:
+                if loop.time() > give_up_at:
+                    raise
+            except CommitUnknownError:
+                if await self._was_committed(commit):
+                    return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    async def _was_committed(self, commit: Commit) -> bool:
+        """Finds out about a commit whose connection broke: a takeover of oneself. The new epoch makes sure that the
+        statement cannot take effect any more; the commit number tells whether it did."""
+        log.warning("the outcome of a commit is unknown; taking the partitions over from ourselves")
+        epochs = await self._store.take_over([mark.part for mark in commit.marks], self._owner)
+        if any(epochs[mark.part] != mark.epoch + 1 for mark in commit.marks):
+            raise FencedError("another process owns one of the partitions")
+        snapshots = {s.part: s for s in await self._store.snapshot([mark.part for mark in commit.marks])}
+        applied = {snapshots[mark.part].commit_no == mark.commit_no + 1 for mark in commit.marks}
+        if len(applied) != 1:
+            raise FencedError("the commit took effect in part: another process wrote in between")
+        for mark in commit.marks:
+            self.core.owned_epoch(mark.part, epochs[mark.part])
+        commit.marks = [Mark(m.part, epochs[m.part], m.commit_no, m.position) for m in commit.marks]
+        return applied.pop()
+
+    # -- what the database, or the core, does not take -------------------------------------------------------------
+    async def _poisoned(self, inputs: Sequence[Input], error: Exception) -> None:
+        """Halves a batch until the one message or instance that spoils it stands alone, and sets that aside. State
+        in memory is behind or ahead of the database by now, so it is read anew first."""
+        log.error("a batch of %d inputs failed, looking for the one that spoils it: %r", len(inputs), error)
+        parts = sorted(self.core.owned)
+        self._forget(self.core.owned)
+        await self._take_over(parts)
+        if len(inputs) > 1:
+            middle = len(inputs) // 2
+            await self._step(inputs[:middle])
+            await self._step(inputs[middle:])
+        elif not inputs:
+            raise error
+        else:
+            await self._set_aside(inputs[0], error)
+
+    async def _set_aside(self, one: Input, error: Exception) -> None:
+        log.error("set aside: %r", one, exc_info=error)
+        reason = f"{type(error).__name__}: {error}"[:2_000].replace("\0", "\ufffd")
+        if isinstance(one, Received):
+            source, event_id = getattr(one.event, "source", None), getattr(one.event, "id", None)
+            spoiled = Malformed("refused_by_database", reason).of(source, event_id)
+            inputs: list[Input] = [Received(one.record, spoiled)]
+            commit = await self._decide(inputs)
+        else:
+            self.core.load(await self._load([one.instance_id]))
+            commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
+        await self._commit(commit)
+        self._published(commit)
+
+
+def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
+    """The next offset of each partition that the batch read from."""
+    ends: dict[TP, int] = {}
+    for each in inputs:
+        if isinstance(each, Received):
+            ends[TP(each.record.topic, each.record.partition)] = each.record.offset + 1
+    return [(topic, partition, end) for (topic, partition), end in ends.items()]

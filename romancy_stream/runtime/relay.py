@@ -1,0 +1,154 @@
+"""Sends outbox rows after their commit, in order, and keeps account of what the broker acknowledged, so that a
+later commit can delete those rows. It never reads the table: rows come from commits, and from the snapshot of a
+takeover what a predecessor left behind.
+
+A row that the broker refuses for good is reported with its reason, and later rows of the same key wait behind it
+in the table; other keys go on. Anything else that goes wrong with a send is fatal here: the owner starts again
+from the table, which still has everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+
+from romancy_stream.broker.port import Broker
+from romancy_stream.engine.commit import OutboxRow
+from romancy_stream.errors import RecordRefusedError
+from romancy_stream.wire.record import OutRecord
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT_LIMIT: Final = 20_000
+"""Rows sent or waiting to be sent, not acknowledged. Some 20 MB; the processor pauses above it."""
+SEND_CHUNK: Final = 1_000
+"""Rows handed to the broker at once, so that acknowledgements are dealt with in between."""
+
+
+class Relay:
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._queue: deque[OutboxRow] = deque()
+        self._in_flight = 0
+        self._sent: dict[int, list[int]] = defaultdict(list)
+        self._refused: list[tuple[int, int, str]] = []
+        self._held: dict[int, set[str]] = {}  # owned partitions -> keys that wait behind a refused row
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(), name="romancy-relay")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._failure.done():
+            self._failure.cancel()
+
+    @property
+    def failure(self) -> asyncio.Future[None]:
+        """Fails when sending cannot go on."""
+        return self._failure
+
+    def adopt(self, part: int, rows: Sequence[OutboxRow], held_keys: Iterable[str]) -> None:
+        self._held[part] = set(held_keys)
+        self.post(rows)
+
+    def drop(self, parts: Iterable[int]) -> None:
+        """Forgets partitions: a successor sends what is not acknowledged."""
+        gone = set(parts)
+        for part in gone:
+            self._held.pop(part, None)
+            self._sent.pop(part, None)
+        self._refused = [refused for refused in self._refused if refused[0] not in gone]
+        kept = [row for row in self._queue if row.part not in gone]
+        self._in_flight -= len(self._queue) - len(kept)
+        self._queue = deque(kept)
+
+    def post(self, rows: Sequence[OutboxRow]) -> None:
+        """Rows of a commit that is durable."""
+        if rows:
+            self._queue.extend(rows)
+            self._in_flight += len(rows)
+            self._wake.set()
+
+    async def has_room(self) -> None:
+        while self._in_flight > IN_FLIGHT_LIMIT:
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def idle(self) -> bool:
+        return self._in_flight == 0
+
+    @property
+    def has_news(self) -> bool:
+        """Acknowledgements that no commit has taken up yet."""
+        return bool(self._refused) or any(self._sent.values())
+
+    def take_sent(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, str]]]:
+        """Acknowledged (part, first, last) ranges and refused (part, position, reason) rows, each once."""
+        ranges = [
+            (part, first, last) for part, positions in self._sent.items() for first, last in _ranges(sorted(positions))
+        ]
+        refused, self._refused = self._refused, []
+        self._sent.clear()
+        return ranges, refused
+
+    # -- sending -------------------------------------------------------------------------------------------------
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    await self._send([self._queue.popleft() for _ in range(min(SEND_CHUNK, len(self._queue)))])
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    async def _send(self, rows: list[OutboxRow]) -> None:
+        sendable = [row for row in rows if row.part in self._held and row.key not in self._held[row.part]]
+        self._in_flight -= len(rows) - len(sendable)
+        futures = await self._broker.send([_record(row) for row in sendable])
+        for row, future in zip(sendable, futures, strict=True):
+            future.add_done_callback(partial(self._done, row))
+
+    def _done(self, row: OutboxRow, future: asyncio.Future[int]) -> None:
+        self._in_flight -= 1
+        self._room.set()
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        held = self._held.get(row.part)
+        if held is None:
+            return  # the partition is somebody else's by now
+        if error is None:
+            self._sent[row.part].append(row.position)
+        elif isinstance(error, RecordRefusedError):
+            log.error("the broker refuses outbox row %d/%d for %s: %s", row.part, row.position, row.topic, error)
+            held.add(row.key)
+            self._refused.append((row.part, row.position, str(error)))
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+
+def _record(row: OutboxRow) -> OutRecord:
+    headers = [(name, value.encode()) for name, value in row.headers]
+    return OutRecord(row.topic, row.key.encode(), row.value, headers, row.to_partition)
+
+
+def _ranges(positions: list[int]) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    for position in positions:
+        if ranges and ranges[-1][1] == position - 1:
+            ranges[-1] = (ranges[-1][0], position)
+        else:
+            ranges.append((position, position))
+    return ranges
