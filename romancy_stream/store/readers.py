@@ -1,0 +1,230 @@
+"""The read side of the store: instances and how to find them, histories, activities, dead letters. A part of the
+store, on top of `Projections`; it reads, and writes nothing but the mark that a dead letter was replayed.
+
+Searches: the database narrows, Python decides what matches (see `paths`). Names and ids match regardless of the case
+of ASCII letters; other letters match as they are, because that is what all three databases can do.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import Column, ColumnElement, Select, TextClause, func, literal, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from romancy_stream.engine.commit import ActivityRow, InstanceRow
+from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.errors import InvalidPageTokenError
+from romancy_stream.store import pages, paths, selects, tables
+from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery
+from romancy_stream.store.projections import Projections
+
+RUN_MAX: Final = 2**31 - 1  # what the column holds
+
+Condition: TypeAlias = ColumnElement[bool] | TextClause
+
+_ASCII_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+class Readers(Projections):
+    """A part of the store; `db` is the store's database."""
+
+    async def get_instance(self, instance_id: str) -> InstanceRow | None:
+        table = tables.instances
+        found = select(*selects.columns(table, InstanceRow, self.db.dialect)).where(table.c.instance_id == instance_id)
+        rows = await self._read("get instance", found) if paths.storable(instance_id) else ()
+        return next(map(selects.instance_row, rows), None)
+
+    async def list_instances(self, query: InstanceQuery) -> InstancePage:
+        """Raises ValueError (limit, a filter's value), InvalidPathError, InvalidPageTokenError."""
+        search = _Search.of(query)
+        if search.impossible:
+            return InstancePage([], None)
+        rows: list[InstanceRow] = []
+        after = search.after
+        async with self.db.reading("list instances") as connection:
+            while True:  # again where Python turned rows down; each round begins behind the one before
+                found = await self._candidates(connection, search, after)
+                rows += filter(search.matches, found)
+                if len(found) <= query.limit or len(rows) > query.limit:
+                    break
+                after = pages.Cursor(found[-1].started_us, found[-1].instance_id)
+        return _page(rows, query.limit, search.fingerprint)
+
+    async def _candidates(
+        self, connection: AsyncConnection, search: _Search, after: pages.Cursor | None
+    ) -> list[InstanceRow]:
+        """One row more than the limit, so that the caller sees whether there are more."""
+        table, dialect = tables.instances, self.db.dialect
+        instance_id = _bytewise(table.c.instance_id, dialect)
+        found = (
+            select(*selects.columns(table, InstanceRow, dialect))
+            .where(*search.conditions(dialect))
+            .order_by(table.c.started_us.desc(), instance_id.desc())
+            .limit(search.query.limit + 1)
+        )
+        if after is not None:
+            started = table.c.started_us
+            found = found.where(
+                started <= after.started_us, or_(started < after.started_us, instance_id < after.instance_id)
+            )
+        return [selects.instance_row(row) for row in (await connection.execute(found)).all()]
+
+    async def history(self, instance_id: str, run: int | None = None) -> Sequence[HistoryEvent]:
+        """By seq; of the current run where `run` is None. Empty for what does not exist."""
+        table = tables.history
+        found = self._of_run(table, HistoryEvent, instance_id, run).order_by(table.c.seq)
+        return [selects.history_event(row) for row in await self._read_of_run("read history", found, instance_id, run)]
+
+    async def activities(self, instance_id: str, run: int | None = None) -> Sequence[ActivityRow]:
+        """In the order in which they were scheduled; of the current run where `run` is None."""
+        table = tables.activities
+        activity_id = _bytewise(table.c.activity_id, self.db.dialect)
+        found = self._of_run(table, ActivityRow, instance_id, run).order_by(table.c.scheduled_us, activity_id)
+        return [
+            selects.activity_row(row) for row in await self._read_of_run("list activities", found, instance_id, run)
+        ]
+
+    def _of_run(self, table: Any, shape: type[Any], instance_id: str, run: int | None) -> Select[Any]:
+        # The log knows the current run even while the projection is being rebuilt, and without any activity in it.
+        log = tables.history.alias("log")
+        current = select(func.max(log.c.run)).where(log.c.instance_id == instance_id).scalar_subquery()
+        return select(*selects.columns(table, shape, self.db.dialect)).where(
+            table.c.instance_id == instance_id, table.c.run == (current if run is None else run)
+        )
+
+    async def _read_of_run(
+        self, doing: str, found: Select[Any], instance_id: str, run: int | None
+    ) -> Sequence[selects.Row]:
+        if not paths.storable(instance_id) or (run is not None and not 0 <= run <= RUN_MAX):
+            return ()
+        return await self._read(doing, found)
+
+    async def dead_letters(self, limit: int, before: str | None = None) -> Sequence[DeadLetterRow]:
+        """Newest first. `before` is the last `dlq_id` of the page before; InvalidPageTokenError when there is no such
+        dead letter. ValueError: limit."""
+        pages.check_limit(limit)
+        table, dialect = tables.dead_letters, self.db.dialect
+        order = (table.c.at_us, _bytewise(table.c.topic, dialect), table.c.part, table.c.record_offset)
+        found = select(*selects.DEAD_LETTER_COLUMNS).order_by(*(column.desc() for column in order)).limit(limit)
+        if before is not None:
+            last = await self.dead_letter(before)
+            if last is None:
+                raise InvalidPageTokenError(f"no dead letter has the id {before!r}")
+            place = (last.at_us, last.topic, last.partition, last.offset)
+            bound = tuple_(*(literal(value, column.type) for value, column in zip(place, order, strict=True)))
+            found = found.where(table.c.at_us <= last.at_us, tuple_(*order) < bound)
+        return [selects.dead_letter_row(row) for row in await self._read("list dead letters", found)]
+
+    async def dead_letter(self, dlq_id: str) -> DeadLetterRow | None:
+        key = selects.parse_dlq_id(dlq_id) if paths.storable(dlq_id) else None
+        if key is None:
+            return None
+        found = select(*selects.DEAD_LETTER_COLUMNS).where(*_is_dead_letter(key))
+        return next(map(selects.dead_letter_row, await self._read("get dead letter", found)), None)
+
+    async def mark_replayed(self, dlq_id: str, at_us: int) -> None:
+        """Does nothing where the dead letter is gone: somebody may have deleted it since it was read."""
+        key = selects.parse_dlq_id(dlq_id) if paths.storable(dlq_id) else None
+        if key is None:
+            return
+        async with self.db.writing("mark dead letter") as connection:
+            await connection.execute(update(tables.dead_letters).where(*_is_dead_letter(key)).values(replayed_us=at_us))
+
+    async def _read(self, doing: str, found: Select[Any]) -> Sequence[selects.Row]:
+        async with self.db.reading(doing) as connection:
+            rows: Sequence[selects.Row] = (await connection.execute(found)).all()
+            return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """An InstanceQuery that was checked."""
+
+    query: InstanceQuery
+    filters: tuple[paths.InputFilter, ...]
+    fingerprint: str
+    after: pages.Cursor | None
+
+    @classmethod
+    def of(cls, query: InstanceQuery) -> _Search:
+        pages.check_limit(query.limit)
+        filters = paths.parse_filters(query.input or {})
+        mark = pages.fingerprint(query, filters)
+        after = None if query.page_token is None else pages.read_token(query.page_token, mark)
+        return cls(query, filters, mark, after)
+
+    @property
+    def impossible(self) -> bool:
+        """A filter asks for text that no database stores, and some refuse to be asked for."""
+        texts = (self.query.workflow_name, self.query.status, self.query.instance_id)
+        return any(wanted.impossible for wanted in self.filters) or not all(
+            paths.storable(text) for text in texts if text is not None
+        )
+
+    def conditions(self, dialect: str) -> list[Condition]:
+        """True at least for all rows that `matches` accepts."""
+        query, table = self.query, tables.instances
+        found: list[Condition] = [
+            paths.predicate(wanted, number, dialect) for number, wanted in enumerate(self.filters)
+        ]
+        if query.workflow_name is not None:
+            found.append(_contains(table.c.workflow, query.workflow_name, dialect))
+        if query.instance_id is not None:
+            found.append(_contains(table.c.instance_id, query.instance_id, dialect))
+        if query.status is not None:
+            found.append(table.c.status == query.status)
+        if query.started_after_us is not None:
+            found.append(table.c.started_us >= _int64(query.started_after_us))
+        if query.started_before_us is not None:
+            found.append(table.c.started_us < _int64(query.started_before_us))
+        return found
+
+    def matches(self, row: InstanceRow) -> bool:
+        query = self.query
+        document = paths.read_document(row.input) if self.filters else None
+        return (
+            (query.status is None or row.status == query.status)
+            and (query.workflow_name is None or _fold(query.workflow_name) in _fold(row.workflow))
+            and (query.instance_id is None or _fold(query.instance_id) in _fold(row.instance_id))
+            and all(wanted.matches(document) for wanted in self.filters)
+        )
+
+
+def _page(rows: list[InstanceRow], limit: int, fingerprint: str) -> InstancePage:
+    if len(rows) <= limit:
+        return InstancePage(rows, None)
+    last = rows[limit - 1]
+    return InstancePage(rows[:limit], pages.make_token(pages.Cursor(last.started_us, last.instance_id), fingerprint))
+
+
+def _bytewise(column: Column[str], dialect: str) -> ColumnElement[str]:
+    """For an order that is the same on every database. The others' columns have it anyway."""
+    return column.collate("C") if dialect == "postgresql" else column
+
+
+def _contains(column: Column[str], part: str, dialect: str) -> ColumnElement[bool]:
+    """No LIKE, so no character of `part` means anything but itself. MariaDB's LOWER knows more letters than ASCII's:
+    `matches` has the last word."""
+    if dialect == "postgresql":
+        return func.strpos(func.lower(column.collate("C")), _fold(part)) > 0
+    if dialect == "sqlite":
+        return func.instr(func.lower(column), _fold(part)) > 0
+    return func.locate(func.lower(part), func.lower(column)) > 0
+
+
+def _fold(value: str) -> str:
+    return value.translate(_ASCII_LOWER)
+
+
+def _int64(value: int) -> int:
+    return max(pages.INT64_MIN, min(value, pages.INT64_MAX))
+
+
+def _is_dead_letter(key: tuple[str, int, int]) -> tuple[ColumnElement[bool], ...]:
+    table = tables.dead_letters
+    topic, partition, offset = key
+    return table.c.topic == topic, table.c.part == partition, table.c.record_offset == offset
