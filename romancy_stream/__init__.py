@@ -1,1 +1,86 @@
-"""Durable workflows on an event log."""
+"""Durable workflows on an event log.
+
+Definitions are imported here and now, and cheaply: no database, broker or pydantic is loaded for them. (Nor could
+they come later: `workflow` and `activity` are modules too, and whoever is bound last has the name.)
+"""
+
+from romancy_stream.activity import Activity, ActivityContext, ActivityInfo, activity, activity_context
+from romancy_stream.errors import (
+    ActivityContextError,
+    ActivityError,
+    ActivityTimeoutError,
+    BrokerUnavailableError,
+    CommitUnknownError,
+    ConfigurationError,
+    DuplicateActivityIdError,
+    EmbeddedBrokerInUseError,
+    EngineError,
+    FencedError,
+    InstanceExistsError,
+    InstanceNotFoundError,
+    InvalidInputError,
+    InvalidPageTokenError,
+    InvalidPathError,
+    LogIdentityError,
+    NamespaceError,
+    NonDeterminismError,
+    PartitionCountError,
+    PayloadError,
+    PayloadTooLargeError,
+    RecordRefusedError,
+    RetryExhaustedError,
+    RomancyError,
+    StoreUnavailableError,
+    TerminalError,
+    UnknownWorkflowError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+    WorkflowIOError,
+)
+from romancy_stream.registry import Registry
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.workflow import Workflow, WorkflowContext, WorkflowHandle, workflow
+
+__all__ = [
+    "Activity",
+    "ActivityContext",
+    "ActivityContextError",
+    "ActivityError",
+    "ActivityInfo",
+    "ActivityTimeoutError",
+    "BrokerUnavailableError",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "DuplicateActivityIdError",
+    "EmbeddedBrokerInUseError",
+    "EngineError",
+    "FencedError",
+    "InstanceExistsError",
+    "InstanceNotFoundError",
+    "InvalidInputError",
+    "InvalidPageTokenError",
+    "InvalidPathError",
+    "LogIdentityError",
+    "NamespaceError",
+    "NonDeterminismError",
+    "PartitionCountError",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "RecordRefusedError",
+    "Registry",
+    "RetryExhaustedError",
+    "RetryPolicy",
+    "RomancyError",
+    "StoreUnavailableError",
+    "TerminalError",
+    "UnknownWorkflowError",
+    "Workflow",
+    "WorkflowCancelledError",
+    "WorkflowContext",
+    "WorkflowFailedError",
+    "WorkflowHandle",
+    "WorkflowIOError",
+    "activity",
+    "activity_context",
+    "workflow",
+]

@@ -33,6 +33,13 @@ MAX_ATTRIBUTES: Final = 50
 MAX_VALUES_BYTES: Final = 16_000
 MAX_REPR_CHARS: Final = 500
 
+# What these keep in C, beside their args.
+_HIDDEN_STATE: Final[dict[type[BaseException], tuple[str, ...]]] = {
+    OSError: ("filename", "filename2"),
+    ImportError: ("name", "path"),
+    NameError: ("name",),
+    AttributeError: ("name",),
+}
 _IMPORT_PATH: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PLAIN: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
@@ -96,12 +103,14 @@ def _attributes(error: BaseException) -> dict[str, Any]:
 def _state(error: BaseException) -> list[tuple[str, Any]]:
     state = dict(getattr(error, "__dict__", {}))
     for cls in type(error).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
+        slots = _HIDDEN_STATE.get(cls) or cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             try:
-                state[name] = getattr(error, name)
+                value = getattr(error, name)
             except Exception:  # a slot that was never set
                 continue
+            if value is not None:
+                state[name] = value
     return [(name, value) for name, value in state.items() if isinstance(name, str) and _is_plain(name)]
 
 
@@ -239,7 +248,9 @@ def _find_class(path: str) -> type[Exception] | None:
     found: Any = _module("__main__" if module_name == main_module() else module_name)
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
+    if not isinstance(found, type) or not issubclass(found, Exception):
+        return None
+    return None if issubclass(found, StopIteration | StopAsyncIteration) else found  # no future takes those
 
 
 def _module(name: str) -> Any:

@@ -295,3 +295,20 @@ def enclosing_locals(function: Callable[..., Any]) -> dict[str, Any]:
             return dict(frame.f_locals)
         frame = frame.f_back  # type: ignore[assignment]
     return {}
+
+
+def is_context_parameter(
+    function: Callable[..., Any], parameter: Parameter, context: type, *, any_name: bool = False
+) -> bool:
+    """Whether it is annotated with the context class, or not annotated and named ctx (or anything, `any_name`)."""
+    if parameter.kind not in _POSITIONAL:
+        return False
+    annotation = parameter.annotation
+    if annotation is Parameter.empty:
+        return any_name or parameter.name == "ctx"
+    try:
+        annotation = resolve_hint(function, annotation, enclosing_locals(function))
+    except Exception:  # not defined yet, or only for type checkers: its name has to do
+        text = getattr(annotation, "__forward_arg__", annotation)
+        return isinstance(text, str) and text.rpartition(".")[2] == context.__name__
+    return isinstance(annotation, type) and issubclass(annotation, context)

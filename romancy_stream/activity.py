@@ -1,0 +1,435 @@
+"""Defining activities: the `activity` decorator, the `Activity` object it makes, and the `ctx` that an activity's
+code gets. A call does one of three things: in workflow code it is recorded and dispatched; in another activity it
+runs as a part of that one; anywhere else it runs the function itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, current_scope
+from romancy_stream.engine.parameters import Parameters, is_context_parameter, signature
+from romancy_stream.errors import ActivityContextError
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.workflow import publication
+
+if TYPE_CHECKING:
+    from types import CoroutineType
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_QUEUE: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityInfo:
+    """One attempt. `workflow_name` is None where the worker was not told."""
+
+    instance_id: str
+    run: int
+    activity_id: str
+    activity_name: str
+    attempt: int = 1
+    queue: str = DEFAULT_QUEUE
+    workflow_name: str | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same in every attempt, and in no other activity: what to hand to services that deduplicate."""
+        return f"{self.instance_id}/{self.run}/{self.activity_id}"
+
+
+class AttemptBackend(Protocol):
+    """What the worker does for one attempt. Sessions belong to the attempt's one transaction, which is opened at
+    the first `session`, `sync_session` or `publish`; all raise ActivityContextError where there can be none."""
+
+    def session(self) -> AsyncSession: ...
+    def sync_session(self) -> Session:
+        """On the same transaction, for the thread of a plain function: inside `call_plain` only."""
+        ...
+
+    def publish(self, publication: Publication) -> None:
+        """Leaves with the commit, or not at all."""
+        ...
+
+    def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None: ...
+    def call_plain(self, function: Callable[[], T]) -> T:
+        """Called in the executor's thread, around a plain function."""
+        ...
+
+
+class ActivityContext:
+    """What an activity may know of the attempt it is, and use of its transaction."""
+
+    __slots__ = ("_backend", "_plain", "info")
+
+    def __init__(self, info: ActivityInfo, backend: AttemptBackend, *, plain: bool = False) -> None:
+        self.info = info
+        self._backend = backend
+        self._plain = plain
+
+    @property
+    def instance_id(self) -> str:
+        return self.info.instance_id
+
+    @property
+    def run(self) -> int:
+        return self.info.run
+
+    @property
+    def workflow_name(self) -> str | None:
+        return self.info.workflow_name
+
+    @property
+    def activity_id(self) -> str:
+        return self.info.activity_id
+
+    @property
+    def activity_name(self) -> str:
+        return self.info.activity_name
+
+    @property
+    def attempt(self) -> int:
+        """From 1."""
+        return self.info.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same in every attempt of this activity, and in no other."""
+        return self.info.idempotency_key
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session of this attempt's transaction: the engine commits it with the activity's result. In a plain
+        `def` activity it is the synchronous one, see `sync_session`. ActivityContextError where there is none."""
+        if self._plain:
+            return self._backend.sync_session()  # type: ignore[return-value]  # typed for the usual case
+        return self._backend.session()
+
+    @property
+    def sync_session(self) -> Session:
+        """`session` of a plain `def` activity, typed as what it is. ActivityContextError in an `async def` one."""
+        if not self._plain:
+            raise ActivityContextError("sync_session is for plain `def` activities; use ctx.session")
+        return self._backend.sync_session()
+
+    def publish_event(
+        self,
+        *,
+        type: str,
+        data: Any = None,
+        source: str | None = None,
+        subject: str | None = None,
+        topic: str | None = None,
+    ) -> None:
+        """A CloudEvent that leaves when this attempt commits, or not at all. ValueError, PayloadError."""
+        self._backend.publish(publication(type, data, source, subject, topic))
+
+    def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
+        """Called after the commit; a process that dies in between never calls it."""
+        self._backend.on_commit(callback)
+
+    def _for(self, plain: bool) -> ActivityContext:
+        return self if plain == self._plain else ActivityContext(self.info, self._backend, plain=plain)
+
+    def _call_plain(self, function: Callable[[], T]) -> T:
+        return self._backend.call_plain(function)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What runs in this context. `executor`: where its plain functions run; None: the loop's own."""
+
+    ctx: ActivityContext
+    executor: Executor | None
+
+
+_current: ContextVar[_Attempt | None] = ContextVar("romancy_stream_attempt", default=None)
+
+
+def activity_context() -> ActivityContext:
+    """The context of the activity that is running here, also in the thread of a plain one.
+    ActivityContextError outside."""
+    attempt = _current.get()
+    if attempt is None or current_scope() is not None:
+        raise ActivityContextError("activity_context() is for the code of a running activity; there is none here")
+    return attempt.ctx
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityOptions:
+    """`retry` None: the app's default. Timeouts in seconds; None: none."""
+
+    retry: RetryPolicy | None = None
+    timeout_s: float | None = None
+    total_timeout_s: float | None = None
+    queue: str = DEFAULT_QUEUE
+    activity_id: str | None = None
+
+
+class Activity(Generic[P, R]):
+    """An activity definition. `name` is its identity in the log and on the wire."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | timedelta | None = None,
+        total_timeout: float | timedelta | None = None,
+        transactional: bool = True,
+        queue: str = DEFAULT_QUEUE,
+    ) -> None:
+        if not inspect.isroutine(function) or _is_generator(function):
+            raise TypeError(f"an activity must be an `async def` or `def` function, not {function!r}")
+        self.name = function.__name__ if name is None else name
+        if not self.name:
+            raise ValueError("name must not be empty")
+        what = f"activity {self.name!r}"
+        leading = list(signature(function).parameters.values())[:1]
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.takes_context = bool(leading) and is_context_parameter(function, leading[0], ActivityContext)
+        self.transactional = transactional
+        self.options = ActivityOptions(
+            retry, seconds("timeout", timeout), seconds("total_timeout", total_timeout), _queue(queue)
+        )
+        self.parameters = Parameters(function, skip=int(self.takes_context), what=what)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Nothing happens, and no id is taken, before the coroutine first runs."""
+        self.parameters.check_call(args, kwargs)
+        coroutine = cast("CoroutineType[Any, Any, R]", self._call(args, kwargs))
+        coroutine.__name__ = self.__name__  # both for Python's report of a forgotten await
+        coroutine.__qualname__ = self.__qualname__
+        return coroutine
+
+    def __repr__(self) -> str:
+        return f"<Activity {self.name}>"
+
+    __name__: str
+    __qualname__: str
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        return self.options.retry
+
+    @property
+    def timeout_s(self) -> float | None:
+        return self.options.timeout_s
+
+    @property
+    def total_timeout_s(self) -> float | None:
+        return self.options.total_timeout_s
+
+    @property
+    def queue(self) -> str:
+        return self.options.queue
+
+    def with_options(
+        self,
+        *,
+        activity_id: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | timedelta | None = None,
+        total_timeout: float | timedelta | None = None,
+        queue: str | None = None,
+    ) -> Activity[P, R]:
+        """The same activity, to be called with these options; None keeps what was set."""
+        was = self.options
+        changed = copy.copy(self)
+        changed.options = ActivityOptions(
+            retry=was.retry if retry is None else retry,
+            timeout_s=was.timeout_s if timeout is None else seconds("timeout", timeout),
+            total_timeout_s=was.total_timeout_s if total_timeout is None else seconds("total_timeout", total_timeout),
+            queue=was.queue if queue is None else _queue(queue),
+            activity_id=was.activity_id if activity_id is None else activity_id,
+        )
+        return changed
+
+    # -- calls ---------------------------------------------------------------------------------------------
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        scope = current_scope()
+        if scope is not None:
+            return await self._schedule(scope, args, kwargs)
+        attempt = _current.get()
+        if attempt is None and self.takes_context:
+            raise ActivityContextError(
+                f"activity {self.name!r} takes a ctx, and nothing is running it here: in a test, call it inside "
+                "`with romancy_stream.testing.activity_context(...)`"
+            )
+        return await self._run(attempt, args, kwargs)
+
+    async def _schedule(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        options = self.options
+        raw = await scope.schedule_activity(
+            ActivityCall(
+                name=self.name,
+                args=self.parameters.encode_call(args, kwargs),
+                queue=options.queue,
+                policy=options.retry,
+                timeout_s=options.timeout_s,
+                total_timeout_s=options.total_timeout_s,
+                activity_id=options.activity_id,
+            )
+        )
+        result: R = self.parameters.result.decode(b"null" if raw is None else raw)
+        return result
+
+    async def _run(self, attempt: _Attempt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """The function itself, in this attempt (None: in none). Its context becomes the current one."""
+        ctx = attempt.ctx._for(plain=not self.is_async) if attempt is not None else None
+        if self.takes_context:
+            args = (ctx, *args)
+        executor = attempt.executor if attempt is not None else None
+        token = _current.set(_Attempt(ctx, executor) if ctx is not None else None)
+        try:
+            if self.is_async:
+                result = await self.function(*args, **kwargs)
+            else:
+                result = await self._run_plain(ctx, executor, functools.partial(self.function, *args, **kwargs))
+        finally:
+            _current.reset(token)
+        typed: R = result
+        return typed
+
+    async def _run_plain(self, ctx: ActivityContext | None, executor: Executor | None, call: Callable[[], Any]) -> Any:
+        def run() -> Any:
+            try:
+                return call() if ctx is None else ctx._call_plain(call)
+            except StopIteration as error:  # a future would wait for ever
+                raise RuntimeError(f"activity {self.name!r} raised StopIteration") from error
+
+        context = contextvars.copy_context()
+        result = await asyncio.get_running_loop().run_in_executor(executor, context.run, run)
+        return await result if inspect.isawaitable(result) else result  # a wrapper around an `async def`
+
+    # -- for the worker ------------------------------------------------------------------------------------
+    def resolve(self) -> None:
+        """Raises ConfigurationError for a type hint that cannot be resolved or has no JSON form."""
+        self.parameters.resolve()
+
+    async def run_attempt(self, ctx: ActivityContext, raw_args: bytes, *, executor: Executor | None = None) -> bytes:
+        """One attempt: raw JSON arguments in, raw JSON result out. Raises what the function raises, and
+        InvalidInputError (arguments that no longer fit) and PayloadError (a result without a JSON form)."""
+        args, kwargs = self.parameters.decode_call(raw_args)
+        result = await self._run(_Attempt(ctx, executor), args, kwargs)
+        return self.parameters.result.encode(result)
+
+
+def seconds(name: str, value: float | timedelta | None) -> float | None:
+    """Raises ValueError for what is not a time span above 0."""
+    if value is None:
+        return None
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number) or number <= 0:
+        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta, not {value!r}")
+    return float(number)
+
+
+def _queue(queue: str) -> str:
+    if not queue:
+        raise ValueError("queue must not be empty")
+    return queue
+
+
+def _is_generator(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+# -- decorators ------------------------------------------------------------------------------------------------
+class _NoContext:
+    """Stands for no type that anybody writes: a first parameter that takes it takes anything (`Any`, `object`),
+    and is data and not ctx."""
+
+
+class ActivityDecorator(Protocol):
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[_NoContext, P], Coroutine[Any, Any, R]], /
+    ) -> Activity[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /
+    ) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[_NoContext, P], R], /) -> Activity[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[ActivityContext, P], R], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Activity[P, R]: ...
+
+
+def define_activity(
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    retry: RetryPolicy | None = None,
+    timeout: float | timedelta | None = None,
+    total_timeout: float | timedelta | None = None,
+    transactional: bool = True,
+    queue: str = DEFAULT_QUEUE,
+) -> Activity[Any, Any]:
+    return Activity(
+        function,
+        name=name,
+        retry=retry,
+        timeout=timeout,
+        total_timeout=total_timeout,
+        transactional=transactional,
+        queue=queue,
+    )
+
+
+@overload
+def activity(
+    function: Callable[Concatenate[_NoContext, P], Coroutine[Any, Any, R]], /
+) -> Activity[Concatenate[Any, P], R]: ...
+@overload
+def activity(function: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+@overload
+def activity(function: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+@overload
+def activity(function: Callable[Concatenate[_NoContext, P], R], /) -> Activity[Concatenate[Any, P], R]: ...
+@overload
+def activity(function: Callable[Concatenate[ActivityContext, P], R], /) -> Activity[P, R]: ...
+@overload
+def activity(function: Callable[P, R], /) -> Activity[P, R]: ...
+@overload
+def activity(
+    *,
+    name: str | None = None,
+    retry: RetryPolicy | None = None,
+    timeout: float | timedelta | None = None,
+    total_timeout: float | timedelta | None = None,
+    transactional: bool = True,
+    queue: str = DEFAULT_QUEUE,
+) -> ActivityDecorator: ...
+def activity(function: Any = None, /, **options: Any) -> Any:
+    """Makes an activity of an `async def` or `def`; register it with `app.include(...)`. With and without
+    parentheses."""
+
+    def decorate(function: Any) -> Any:
+        return define_activity(function, **options)
+
+    return decorate if function is None else decorate(function)
