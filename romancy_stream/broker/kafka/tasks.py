@@ -1,0 +1,224 @@
+"""`KafkaTaskSource`: competing consumers of task queues with offsets committed in Kafka, on aiokafka alone. It may talk
+to Kafka and wait.
+
+Rebalances run in aiokafka's background task, also while nobody fetches; so do the heartbeats. What a listener of
+aiokafka raises is only logged there: here it is kept and raised by the next `fetch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import errors as kafka
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from romancy_stream.broker.kafka.faults import describe, translated
+from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S, KafkaSettings
+from romancy_stream.broker.kafka.watchdog import LOOKS_PER_LIMIT, StallDetector, waiting
+from romancy_stream.broker.port import TP, AssignedRange, Record, TaskHandler
+
+log = logging.getLogger(__name__)
+
+# How long one look for records lasts before `fetch` checks for errors and for a hang.
+POLL_S = 1.0
+# A commit that takes longer is reported as failed; the next one covers it.
+COMMIT_LIMIT_S = 15.0
+
+
+class KafkaTaskSource:
+    def __init__(
+        self,
+        topics: Sequence[str],
+        group: str,
+        handler: TaskHandler,
+        *,
+        bootstrap: str,
+        client_id: str,
+        settings: KafkaSettings,
+    ) -> None:
+        self._topics = sorted(topics)
+        self._group = group
+        self._handler = handler
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+        self._next: dict[TP, int] = {}  # what we own: next offset to hand out
+        self._epoch = 0  # of the assignment
+        self._assigned = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._detector = StallDetector(settings.stall_limit_ms / 1000)
+        self._next_look_s = 0.0
+
+    async def start(self) -> None:
+        """Returns when connected; partitions come with the first rebalance."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            client_id=self._client_id,
+            group_id=self._group,
+            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            **self._settings.member(),
+        )
+        try:
+            await asyncio.wait_for(consumer.start(), CONNECT_LIMIT_S)
+        except BaseException as error:
+            await consumer.stop()
+            if not isinstance(error, Exception):
+                raise
+            raise translated(error, self._what()) from error
+        self._failure = None
+        self._consumer = consumer
+        consumer.subscribe(self._topics, listener=_Listener(self))
+
+    async def stop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            await self._revoked()  # aiokafka does not revoke at the end
+        finally:
+            self._wake()
+            await consumer.stop()
+
+    async def fetch(self, limit: int) -> list[Record]:
+        while True:
+            if self._failure is not None:
+                ours = translated(self._failure, self._what())
+                raise ours from self._failure.__cause__
+            if self._consumer is None:
+                raise RuntimeError("the task source is not started")
+            if not self._assigned.is_set():
+                await self._assigned.wait()
+                continue
+            records = await self._poll(self._consumer, limit)
+            if records:
+                return records
+            await self._look_for_hang(self._consumer)
+
+    async def commit(self, offsets: Mapping[TP, int]) -> None:
+        ours = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in self._next}
+        if self._consumer is None or not ours:
+            return
+        try:
+            async with asyncio.timeout(COMMIT_LIMIT_S):
+                await self._consumer.commit(ours)
+        except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
+            log.info("%s: somebody else has the partitions now: %s", self._what(), describe(error))
+        except (kafka.KafkaError, TimeoutError) as error:
+            raise translated(error, f"{self._what()}: commit") from error
+
+    async def _poll(self, consumer: AIOKafkaConsumer, limit: int) -> list[Record]:
+        epoch = self._epoch
+        try:
+            fetched = await consumer.getmany(timeout_ms=int(POLL_S * 1000), max_records=limit)
+        except kafka.NoOffsetForPartitionError:
+            return []  # aiokafka looked for an offset before our seek
+        except kafka.OffsetOutOfRangeError as error:
+            await self._move_into_range(consumer, error)
+            return []
+        except kafka.KafkaError as error:
+            self._failure = error
+            return []
+        if epoch != self._epoch or not self._assigned.is_set():
+            # Fetched under another assignment, but it has moved the positions of this one: put them back.
+            self._seek(consumer, fetched)
+            return []
+        for tp, records in fetched.items():
+            self._next[TP(*tp)] = records[-1].offset + 1
+        return [
+            Record(r.topic, r.partition, r.offset, r.key, r.value, r.headers, r.timestamp)
+            for records in fetched.values()
+            for r in records
+        ]
+
+    def _seek(self, consumer: AIOKafkaConsumer, tps: Iterable[TopicPartition]) -> None:
+        for tp in consumer.assignment() & set(tps):
+            if tp in self._next:
+                consumer.seek(tp, self._next[tp])
+
+    async def _move_into_range(self, consumer: AIOKafkaConsumer, error: kafka.OffsetOutOfRangeError) -> None:
+        """Tasks that retention took are dispatched again by the engine; the rest of the log is still to be done."""
+        tps = [tp for tp in error.args[0] if tp in self._next]
+        for tp, first in (await consumer.beginning_offsets(tps)).items():
+            log.error("%s: offset %d of %s is not in the log, going on at %d", self._what(), self._next[tp], tp, first)
+            self._next[TP(*tp)] = first
+        self._seek(consumer, tps)
+
+    # -- rebalance, called by aiokafka ---------------------------------------
+
+    async def _revoked(self) -> None:
+        self._epoch += 1
+        self._assigned.clear()
+        owned, self._next = set(self._next), {}
+        if owned:
+            await self._handler.on_revoked(owned)
+
+    async def _now_assigned(self, consumer: AIOKafkaConsumer, tps: set[TopicPartition]) -> None:
+        ranges: dict[TP, AssignedRange] = {}
+        if tps:
+            first, end = await consumer.beginning_offsets(list(tps)), await consumer.end_offsets(list(tps))
+            for tp in tps:
+                committed = await consumer.committed(tp)
+                if committed is None or not first[tp] <= committed <= end[tp]:
+                    committed = first[tp]
+                ranges[TP(*tp)] = AssignedRange(committed, end[tp])
+        await self._handler.on_assigned(ranges)
+        self._next = {tp: each.committed for tp, each in ranges.items()}
+        self._seek(consumer, tps)
+        self._epoch += 1
+        self._assigned.set()
+
+    def _fatal(self, error: BaseException) -> None:
+        self._failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._assigned.set()
+
+    # -- watchdog ------------------------------------------------------------
+
+    async def _look_for_hang(self, consumer: AIOKafkaConsumer) -> None:
+        """Only a fetch that waits can tell."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._next_look_s:
+            return
+        limit_s = self._settings.stall_limit_ms / 1000
+        self._next_look_s = now_s + limit_s / LOOKS_PER_LIMIT
+        try:
+            async with asyncio.timeout(limit_s):
+                seen = await waiting(consumer, self._next)
+        except (kafka.KafkaError, TimeoutError) as error:
+            log.info("%s: cannot compare positions with the log: %s", self._what(), describe(error))
+            self._detector.forget()
+            return
+        if self._detector.observe(seen, now_s) and self._consumer is consumer:
+            log.warning("%s: no progress for %g s although records wait: new consumer", self._what(), limit_s)
+            await self.stop()
+            await self.start()
+
+    def _what(self) -> str:
+        return f"task source of {', '.join(self._topics)}"
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, source: KafkaTaskSource) -> None:
+        self._source = source
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        try:
+            await self._source._revoked()
+        except Exception as error:
+            self._source._fatal(error)
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        consumer = self._source._consumer
+        if consumer is None:
+            return
+        try:
+            await self._source._now_assigned(consumer, assigned)
+        except Exception as error:
+            self._source._fatal(error)
