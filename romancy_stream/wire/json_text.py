@@ -1,0 +1,124 @@
+"""JSON text that stays text: checked, never rebuilt, so that every digit of a number survives. Refuses what one of
+the databases would refuse, because there it would poison a whole batch. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from json import JSONDecoder
+from typing import Any, Final
+
+import orjson
+
+from romancy_stream.wire.malformed import (
+    INVALID_JSON,
+    INVALID_UTF8,
+    MAX_EXPONENT_DIGITS,
+    MAX_FRACTION_DIGITS,
+    MAX_JSON_DEPTH,
+    NUL_CHARACTER,
+    TOO_DEEP,
+    Malformed,
+)
+
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_FAR_EXPONENT: Final = re.compile(rb"[eE][+-]?\d{%d}" % (MAX_EXPONENT_DIGITS + 1))
+_LONG_FRACTION: Final = re.compile(rb"\.\d{%d}" % (MAX_FRACTION_DIGITS + 1))
+# All digits alike and no signs: numbers that could be a problem are then found by plain substring search.
+_SQUEEZE: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_FAR_EXPONENT_SQUEEZED: Final = b"0e" + b"0" * (MAX_EXPONENT_DIGITS + 1)
+_BLANKS: Final = " \t\n\r"
+_raw_decode: Final = JSONDecoder().raw_decode
+
+
+def parse_json(text: bytes, max_depth: int = MAX_JSON_DEPTH) -> Any | Malformed:
+    """The parsed value, good for looking at (numbers may have lost digits), or why the text is refused.
+
+    `max_depth` counts arrays and objects within each other; a scalar has depth 0.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return _explain(text, error)
+    if b"\\u0000" in text and _ESCAPED_NUL.search(text):
+        return Malformed(NUL_CHARACTER, "a string of the data contains the character NUL, which databases refuse")
+    if text.count(b"[") + text.count(b"{") > max_depth and is_deeper(value, max_depth):
+        return Malformed(TOO_DEEP, f"the data is nested deeper than {max_depth} levels")
+    if _has_wild_number(text):
+        return Malformed(
+            INVALID_JSON,
+            f"a number of the data has an exponent of more than {MAX_EXPONENT_DIGITS} digits or more than"
+            f" {MAX_FRACTION_DIGITS} digits behind the point, which databases refuse",
+        )
+    return value
+
+
+def is_deeper(value: Any, max_depth: int) -> bool:
+    containers = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(max_depth):
+        containers = [
+            child
+            for container in containers
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, (dict, list))
+        ]
+        if not containers:
+            return False
+    return bool(containers)
+
+
+def raw_members(text: str) -> dict[str, str]:
+    """The members of a JSON object, each as the text that stood there. `text` has passed `parse_json`."""
+    members: dict[str, str] = {}
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "}":
+        name, at = _raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        _, at = _raw_decode(text, start)
+        members[name] = text[start:at]
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+    return members
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at] in _BLANKS:
+        at += 1
+    return at
+
+
+def _has_wild_number(text: bytes) -> bool:
+    squeezed = text.translate(_SQUEEZE, b"+-")
+    suspect = _has_far_exponent(squeezed) or (
+        len(text) > MAX_FRACTION_DIGITS and _LONG_FRACTION.search(squeezed) is not None
+    )
+    if not suspect:
+        return False
+    outside = _STRINGS.sub(b"", text)
+    return _FAR_EXPONENT.search(outside) is not None or _LONG_FRACTION.search(outside) is not None
+
+
+def _has_far_exponent(squeezed: bytes) -> bool:
+    """May be wrong about what stands in a string; hexadecimal digits, as of a UUID, do not deceive it."""
+    at = squeezed.find(_FAR_EXPONENT_SQUEEZED)
+    while at >= 0:
+        before = at
+        while before >= 0 and squeezed[before] in b"0.":
+            before -= 1
+        if before < 0 or squeezed[before] in b"[:, \t\n\r":
+            return True
+        at = squeezed.find(_FAR_EXPONENT_SQUEEZED, at + 1)
+    return False
+
+
+def _explain(text: bytes, error: orjson.JSONDecodeError) -> Malformed:
+    try:
+        text.decode()
+    except UnicodeDecodeError as broken:
+        return Malformed(INVALID_UTF8, f"the data is not UTF-8: byte {broken.start} cannot be read")
+    if b"\0" in text:
+        return Malformed(NUL_CHARACTER, "the data contains the character NUL, which neither JSON nor databases take")
+    if "depth limit" in error.msg:
+        return Malformed(TOO_DEEP, "the data is nested too deeply to be read")
+    return Malformed(INVALID_JSON, f"the data is not JSON: {error}")
