@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 from uuid import UUID
 
 from romancy_stream.engine.definitions import Publication, Scope
@@ -136,8 +136,8 @@ class Workflow(Generic[P, R]):
                 f"workflow {self.name!r} belongs to no app: define it with @app.workflow, or call "
                 "app.include(...), or start it with app.start(...)"
             )
-        start: Callable[..., Coroutine[Any, Any, WorkflowHandle[R]]] = starter.start  # its overloads and a ParamSpec
-        return await start(self, *args, **kwargs)
+        # Checkers cannot choose among its overloads for a ParamSpec that is still open.
+        return await cast(Any, starter).start(self, *args, **kwargs)  # type: ignore[no-any-return]
 
     # -- for the engine ------------------------------------------------------------------------------------
     def resolve(self) -> None:
@@ -153,7 +153,8 @@ class Workflow(Generic[P, R]):
 
     async def invoke(self, scope: Scope, arguments: Any) -> bytes:
         args, kwargs = arguments
-        result = await self.function(WorkflowContext(scope), *args, **kwargs)
+        function: Callable[..., Coroutine[Any, Any, R]] = self.function
+        result = await function(WorkflowContext(scope), *args, **kwargs)
         return self.parameters.result.encode(result)
 
     def decode_result(self, raw: bytes) -> R:

@@ -194,8 +194,8 @@ def make_adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
     # for a type that could bring its own, and plain dataclasses inherit ours.
     config = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
     try:
-        alias: Any = TypeAliasType("Payload", portable(annotation))
-        return TypeAdapter(alias, config=config)
+        make_alias: Any = TypeAliasType  # checkers want a static alias
+        return TypeAdapter(make_alias("Payload", portable(annotation)), config=config)
     except Exception as error:
         raise ConfigurationError(f"{what}: type {type_name(annotation)} has no JSON form: {error}") from error
 
@@ -264,12 +264,16 @@ def restores(value: Any, restored: Any) -> bool:
             and len(value) == len(restored)
             and all(map(restores, value, restored))
         )
-    if type(value) is type(restored) and type(value).__eq__ is object.__eq__:
+    if type(value) is type(restored) and _compares_identity(type(value)):
         return True  # an opaque class that pydantic was taught: nothing to compare
     try:
         return bool(value == restored)
     except Exception:  # a user's __eq__
         return False
+
+
+def _compares_identity(cls: Any) -> bool:
+    return bool(cls.__eq__ is object.__eq__)
 
 
 def _record_restores(value: Any, restored: Any, fields: Sequence[str]) -> bool:
