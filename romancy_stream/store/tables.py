@@ -39,7 +39,7 @@ _Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 _Json = JSON().with_variant(JSONB(), "postgresql").with_variant(Text(), "sqlite")
 _PARKED = text("parked IS NOT NULL")
 
-meta = Table("romancy_meta", metadata, Column("name", String(64), primary_key=True), Column("value", _Long))
+meta = Table("romancy_meta", metadata, Column("name", _Id, primary_key=True), Column("value", _Long))
 
 partitions = Table(
     "romancy_partitions",

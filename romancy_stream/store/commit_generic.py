@@ -1,0 +1,80 @@
+"""The batch commit where one transaction of several statements does it: the texts for MariaDB/MySQL and for SQLite.
+The fence comes first, and the caller rolls back when it matched fewer rows than there are marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Final
+
+from romancy_stream.engine.commit import Commit, Mark
+from romancy_stream.store.database import MYSQL
+from romancy_stream.store.writes import UPDATES_AS_UPSERT, WRITES, Action, Row, Write
+
+KEYS_PER_STATEMENT: Final = 200  # of a DELETE on MySQL: beyond some memory its optimizer gives up on index ranges
+
+Statement = tuple[str, Sequence[Row]]  # to be run once per row; MySQL's driver folds the rows of an INSERT into one
+
+
+def fence(marks: Sequence[Mark], dialect: str) -> tuple[str, Row]:
+    """One statement over all marks; it must match exactly len(marks) rows."""
+    mark = "%s" if dialect == MYSQL else "?"
+    whens = " ".join([f"WHEN {mark} THEN {mark}"] * len(marks))
+    where = " OR ".join([f"(part = {mark} AND epoch = {mark} AND commit_no = {mark})"] * len(marks))
+    values = [value for m in marks for value in (m.part, m.position)]
+    values += [value for m in marks for value in (m.part, m.epoch, m.commit_no)]
+    sets = f"commit_no = commit_no + 1, position = CASE part {whens} END"
+    return f"UPDATE romancy_partitions SET {sets} WHERE {where}", tuple(values)
+
+
+def statements(commit: Commit, dialect: str) -> Iterator[Statement]:
+    for write in WRITES:
+        if not (items := getattr(commit, write.part)):
+            continue
+        if dialect == MYSQL and write.part == "updates":
+            write = UPDATES_AS_UPSERT
+        rows = [write.row(item) for item in items]
+        if dialect == MYSQL and write.action in (Action.DELETE, Action.DELETE_RANGE):
+            yield from _deletes(write, rows)
+        else:
+            yield text_of_write(write, dialect), rows
+
+
+def _deletes(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
+    """Many keys in one statement: a list of ORs, which both optimizers turn into index ranges (not so IN of tuples)."""
+    for first in range(0, len(rows), KEYS_PER_STATEMENT):
+        chunk = rows[first : first + KEYS_PER_STATEMENT]
+        where = " OR ".join([f"({_where(write, MYSQL)})"] * len(chunk))
+        yield f"DELETE FROM {write.table.name} WHERE {where}", [tuple(value for row in chunk for value in row)]
+
+
+@lru_cache(maxsize=2 * (len(WRITES) + 1))
+def text_of_write(write: Write, dialect: str) -> str:
+    """For one row."""
+    mark = "%s" if dialect == MYSQL else "?"
+    table = write.table.name
+    if write.action in (Action.DELETE, Action.DELETE_RANGE):
+        return f"DELETE FROM {table} WHERE {_where(write, dialect)}"
+    if write.action is Action.UPDATE:
+        sets = ", ".join(f"{quoted(name, dialect)} = {mark}" for name in write.sets)
+        return f"UPDATE {table} SET {sets} WHERE {_where(write, dialect)}"
+    columns = ", ".join(quoted(name, dialect) for name in write.columns)
+    insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join([mark] * len(write.columns))})"
+    if write.action is Action.INSERT:
+        return insert
+    if dialect == MYSQL:
+        sets = ", ".join(f"{quoted(name, dialect)} = VALUES({quoted(name, dialect)})" for name in write.sets)
+        return f"{insert} ON DUPLICATE KEY UPDATE {sets}"
+    sets = ", ".join(f"{quoted(name, dialect)} = excluded.{quoted(name, dialect)}" for name in write.sets)
+    return f"{insert} ON CONFLICT ({', '.join(write.keys)}) DO UPDATE SET {sets}"
+
+
+def _where(write: Write, dialect: str) -> str:
+    mark = "%s" if dialect == MYSQL else "?"
+    if write.action is Action.DELETE_RANGE:
+        return f"part = {mark} AND position BETWEEN {mark} AND {mark}"
+    return " AND ".join(f"{quoted(key, dialect)} = {mark}" for key in write.keys)
+
+
+def quoted(name: str, dialect: str) -> str:
+    return f"`{name}`" if dialect == MYSQL else f'"{name}"'

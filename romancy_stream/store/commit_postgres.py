@@ -1,0 +1,117 @@
+"""The batch commit on PostgreSQL: one prepared statement in one round trip, which is its own transaction. It speaks to
+asyncpg directly, through a connection of the writers' pool.
+
+The statement is a chain of data-modifying CTEs over `unnest` of arrays, one array per column. The fence is an UPDATE
+that the final SELECT counts; that SELECT runs before the other CTEs and divides by zero when the count is short, so a
+fenced commit writes nothing and does next to no work. CTEs share one snapshot and run in no certain order, which the
+core allows for: it names no row twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import asyncpg
+
+from romancy_stream.engine.commit import Commit
+from romancy_stream.errors import CommitUnknownError, FencedError
+from romancy_stream.store.database import Database, finished
+from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated
+from romancy_stream.store.writes import WRITES, Action, Row, Write, pg_cast, pg_type
+
+DEADLOCK_TRIES: Final = 3  # a deadlock undid everything; more than this many in a row is not a coincidence
+STATEMENTS_CACHED: Final = 256  # texts differ by which parts a commit has; a running app uses a few dozen
+PG_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+_FENCE_PARAMETERS: Final = 4
+_FENCE: Final = """fence AS (
+UPDATE romancy_partitions p SET commit_no = p.commit_no + 1, position = v.position
+FROM unnest($1::int4[], $2::int8[], $3::int8[], $4::int8[]) AS v(part, epoch, commit_no, position)
+WHERE p.part = v.part AND p.epoch = v.epoch AND p.commit_no = v.commit_no RETURNING 1)"""
+_ALL_FENCED: Final = "CASE WHEN (SELECT count(*) FROM fence) = cardinality($1::int4[]) THEN 1 ELSE 0 END"
+_END: Final = f"SELECT {PG_CLOCK} / {_ALL_FENCED}"
+
+
+class PostgresCommitter:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def close(self) -> None:
+        """Holds nothing of its own."""
+
+    async def commit(self, commit: Commit) -> int:
+        statement, arguments = rendered(commit)
+        return await finished(self._run(statement, arguments))
+
+    async def _run(self, statement: str, arguments: Sequence[Any]) -> int:
+        async with self._db.raw("commit") as (connection, driver):
+            for last in (False,) * (DEADLOCK_TRIES - 1) + (True,):
+                try:
+                    return int(await driver.fetchval(statement, *arguments))
+                except asyncpg.DivisionByZeroError:
+                    raise FencedError("another owner has taken over a partition of this commit") from None
+                except Exception as error:
+                    if is_lost(error):
+                        await connection.invalidate()
+                        raise CommitUnknownError(f"the connection broke during a commit: {error!r}") from error
+                    if code_of(error) not in PG_RETRY or last:
+                        raise translated(error, "commit") from error
+        raise AssertionError("unreachable")
+
+
+def rendered(commit: Commit) -> tuple[str, list[Any]]:
+    """The statement's text and its arrays."""
+    marks = [(mark.part, mark.epoch, mark.commit_no, mark.position) for mark in commit.marks]
+    arguments = _columns(marks, _FENCE_PARAMETERS)
+    present = 0
+    for index, write in enumerate(WRITES):
+        if items := getattr(commit, write.part):
+            present |= 1 << index
+            arguments += _columns([write.row(item) for item in items], len(write.columns))
+    return statement_of(present), arguments
+
+
+def _columns(rows: Sequence[Row], width: int) -> list[Any]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+@lru_cache(maxsize=STATEMENTS_CACHED)
+def statement_of(present: int) -> str:
+    """`present` has bit n set when the commit has rows for WRITES[n]."""
+    parts, used = [_FENCE], _FENCE_PARAMETERS
+    for index, write in enumerate(WRITES):
+        if present & (1 << index):
+            parts.append(f"w_{write.part} AS (\n{_written(write, used)})")
+            used += len(write.columns)
+    return "WITH " + ",\n".join(parts) + "\n" + _END
+
+
+def _written(write: Write, used: int) -> str:
+    source = _source(write, used)
+    table, columns = write.table.name, write.table.columns
+    match = " AND ".join(f"t.{key} = v.{key}" for key in write.keys)
+    if write.action is Action.DELETE_RANGE:
+        return f"DELETE FROM {table} t USING {source} WHERE t.part = v.part AND t.position BETWEEN v.first AND v.last"
+    if write.action is Action.DELETE:
+        return f"DELETE FROM {table} t USING {source} WHERE {match}"
+    if write.action is Action.UPDATE:
+        sets = ", ".join(f"{name} = v.{name}{pg_cast(columns[name])}" for name in write.sets)
+        return f"UPDATE {table} t SET {sets} FROM {source} WHERE {match}"
+    values = ", ".join(f"v.{name}{pg_cast(columns[name])}" for name in write.columns)
+    insert = f"INSERT INTO {table} ({', '.join(write.columns)}) SELECT {values} FROM {source}"
+    if write.action is Action.INSERT:
+        return insert
+    sets = ", ".join(f"{name} = EXCLUDED.{name}" for name in write.sets)
+    return f"{insert} ON CONFLICT ({', '.join(write.keys)}) DO UPDATE SET {sets}"
+
+
+def _source(write: Write, used: int) -> str:
+    """The rows of one part as `v`, with the columns' own names."""
+    if write.action is Action.DELETE_RANGE:
+        types = ["int4", "int8", "int8"]
+    else:
+        types = [pg_type(write.table.columns[name]) for name in write.columns]
+    arrays = ", ".join(f"${used + n}::{kind}[]" for n, kind in enumerate(types, start=1))
+    return f"unnest({arrays}) AS v({', '.join(write.columns)})"

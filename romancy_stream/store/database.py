@@ -1,0 +1,294 @@
+"""One database, reached through SQLAlchemy's async engines: plain URLs in, the settings of each dialect applied, and
+connections that translate their errors. It knows no table.
+
+Two pools. `engine` serves readers and the sessions of activities; `writer` serves the engine's own commits and
+prefetches, so that activities which hold every connection of the first pool can never keep the engine from committing.
+Both belong to the event loop in which `open` ran; after `close` the same object can be opened in another loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from romancy_stream.errors import ConfigurationError, StoreUnavailableError
+from romancy_stream.store.failures import translating
+
+T = TypeVar("T")
+
+POSTGRESQL: Final = "postgresql"
+MYSQL: Final = "mysql"
+SQLITE: Final = "sqlite"
+
+POOL_SIZE: Final = 10  # kept open: what a process on one core can keep busy
+POOL_OVERFLOW: Final = 10  # opened in a burst, closed after it; activities hold one for as long as they run
+WRITER_POOL_SIZE: Final = 2  # one commit and one prefetch at a time
+WRITER_POOL_OVERFLOW: Final = 2  # a takeover, or a retry beside a connection that is being given up
+POOL_TIMEOUT_S: Final = 30  # then the caller hears that the database is not available
+POOL_RECYCLE_S: Final = 1800  # below the idle limits of usual proxies and of MySQL (8 h)
+CONNECT_TIMEOUT_S: Final = 10
+STATEMENT_TIMEOUT_S: Final = 60  # the server ends a statement; a session may raise it with SET LOCAL
+LOCK_TIMEOUT_S: Final = 20  # well below STATEMENT_TIMEOUT_S, so that the message names the lock
+CALL_TIMEOUT_S: Final = STATEMENT_TIMEOUT_S + 15  # the network is gone when the server's own limit never arrives
+MAINTENANCE_TIMEOUT_S: Final = 3600  # an index on a large table takes its time
+BUSY_TIMEOUT_S: Final = 30  # SQLite: one writer at a time, and an activity may write for a while
+WAL_RETRY_S: Final = 0.01  # the other one needs about a millisecond
+KEEPALIVE_IDLE_S: Final = 30  # the server frees the locks of a client whose machine died after about a minute
+KEEPALIVE_INTERVAL_S: Final = 10
+KEEPALIVE_COUNT: Final = 3
+
+_DRIVERS: Final = {
+    "postgresql": (POSTGRESQL, "asyncpg"),
+    "postgres": (POSTGRESQL, "asyncpg"),
+    "mysql": (MYSQL, "asyncmy"),
+    "mariadb": (MYSQL, "asyncmy"),
+    "sqlite": (SQLITE, "aiosqlite"),
+}
+_READ = "romancy_read"
+_NOTHING: Final[Mapping[str, str]] = {}
+
+
+def async_url(url: str) -> URL:
+    """The plain URL with the async driver in it. ConfigurationError when it cannot be read or its driver is missing."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(f"{url!r} is not a database URL such as postgresql://localhost/shop") from None
+    name, _, given = parsed.drivername.partition("+")
+    if name not in _DRIVERS:
+        raise ConfigurationError(f"unknown database {name!r} in the URL: use postgresql, mysql, mariadb or sqlite")
+    dialect, driver = _DRIVERS[name]
+    if given not in ("", driver):
+        raise ConfigurationError(f"the driver {given!r} is not supported: write {name}:// and {driver} is used")
+    if importlib.util.find_spec(driver) is None:
+        hint = "pip install 'romancy-stream[mysql]'" if dialect == MYSQL else f"pip install {driver}"
+        raise ConfigurationError(f"the driver {driver} for {name}:// is not installed: {hint}")
+    if dialect == SQLITE and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError("SQLite needs a file, as in sqlite:///shop.db: state in memory would not be durable")
+    return parsed.set(drivername=f"{dialect}+{driver}")
+
+
+class Database:
+    def __init__(self, url: str) -> None:
+        self.url = async_url(url)
+        self.dialect = self.url.get_backend_name()
+        self._engine: AsyncEngine | None = None
+        self._writer: AsyncEngine | None = None
+
+    async def open(self) -> None:
+        """Makes the pools. Connects only where the first connection has something to set up for all (SQLite)."""
+        if self._engine is not None:
+            raise RuntimeError("the database is open already")
+        if self.dialect == SQLITE:
+            with translating("open"):
+                await asyncio.to_thread(_prepare_file, self.sqlite_path)
+        self._engine = self._make(POOL_SIZE, POOL_OVERFLOW)
+        self._writer = self._make(WRITER_POOL_SIZE, WRITER_POOL_OVERFLOW, _PG_WRITER)
+
+    async def close(self) -> None:
+        engines, self._engine, self._writer = (self._engine, self._writer), None, None
+        for engine in engines:
+            if engine is not None:
+                await engine.dispose()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """For sessions and readers. On SQLite every transaction begins as a writer, unless made by `reading`."""
+        return _opened(self._engine)
+
+    @property
+    def writer(self) -> AsyncEngine:
+        return _opened(self._writer)
+
+    @property
+    def sqlite_path(self) -> Path:
+        return Path(str(self.url.database))
+
+    @contextlib.asynccontextmanager
+    async def reading(self, doing: str) -> AsyncIterator[AsyncConnection]:
+        """One transaction that writes nothing."""
+        with translating(doing):
+            async with self.engine.execution_options(**{_READ: True}).connect() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing(self, doing: str) -> AsyncIterator[AsyncConnection]:
+        """One transaction of the engine's own; committed when the block ends well."""
+        with translating(doing):
+            async with self.writer.begin() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def maintaining(self, doing: str) -> AsyncIterator[AsyncConnection]:
+        """One transaction on a connection of its own that may run for MAINTENANCE_TIMEOUT_S, for DDL and the like."""
+        limit = f"{MAINTENANCE_TIMEOUT_S}s"
+        engine = self._make(1, 0, {"statement_timeout": limit, "lock_timeout": limit}, MAINTENANCE_TIMEOUT_S)
+        try:
+            with translating(doing):
+                async with engine.begin() as connection:
+                    yield connection
+        finally:
+            await engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def raw(self, doing: str) -> AsyncIterator[tuple[AsyncConnection, Any]]:
+        """A connection of the writers' pool and the driver's own inside it, known to be open a moment ago. Its
+        errors are the driver's; failing to get one is StoreUnavailableError."""
+        with translating(doing):
+            connection, driver = await self._checked_out()
+        try:
+            yield connection, driver
+        finally:
+            await connection.close()
+
+    async def _checked_out(self) -> tuple[AsyncConnection, Any]:
+        for _ in range(WRITER_POOL_SIZE + WRITER_POOL_OVERFLOW + 1):
+            connection = await self.writer.connect()
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            if not driver.is_closed():
+                return connection, driver
+            await connection.invalidate()  # it broke while it lay in the pool: nothing was under way on it
+            await connection.close()
+        raise StoreUnavailableError("every new connection to the database closes at once")
+
+    def _make(
+        self, size: int, overflow: int, settings: Mapping[str, str] = _NOTHING, call_timeout_s: int = CALL_TIMEOUT_S
+    ) -> AsyncEngine:
+        options: dict[str, Any] = {"pool_size": size, "max_overflow": overflow, "pool_timeout": POOL_TIMEOUT_S}
+        options |= {"pool_recycle": POOL_RECYCLE_S, "pool_use_lifo": True}
+        if self.dialect == POSTGRESQL:
+            url, arguments = _postgres_arguments(self.url, settings, call_timeout_s)
+            return create_async_engine(url, connect_args=arguments, **options)
+        if self.dialect == MYSQL:
+            arguments = _mysql_arguments(call_timeout_s)
+            return create_async_engine(self.url, connect_args=arguments, isolation_level="READ COMMITTED", **options)
+        engine = create_async_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_S}, **options)
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a database call to its end, also when its caller is cancelled: a call that is cut off in the middle leaves
+    its outcome open and its connection unusable. The server's timeouts bound the wait."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # seen; the caller only hears that it was cancelled
+        raise
+
+
+def _opened(engine: AsyncEngine | None) -> AsyncEngine:
+    if engine is None:
+        raise RuntimeError("the database is not open")
+    return engine
+
+
+# -- PostgreSQL
+
+_PG_COMMON: Final = {
+    "jit": "off",  # compiling costs more than any of our statements
+    "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    "tcp_keepalives_idle": str(KEEPALIVE_IDLE_S),
+    "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL_S),
+    "tcp_keepalives_count": str(KEEPALIVE_COUNT),
+    "tcp_user_timeout": f"{(KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_COUNT)}s",
+}
+# Every statement of the engine names its rows by key. A plan made while a table was still empty would scan it, and
+# stays in use until the next ANALYZE: so allow only the plan that is right at every size, and make it once.
+_PG_WRITER: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
+def _postgres_arguments(url: URL, settings: Mapping[str, str], call_timeout_s: int) -> tuple[URL, dict[str, Any]]:
+    """libpq's usual query parameters become what asyncpg calls them."""
+    query = dict(url.query)
+    server = {"application_name": "romancy_stream", **_PG_COMMON, **settings}
+    arguments: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": call_timeout_s}
+    if "application_name" in query:
+        server["application_name"] = str(query.pop("application_name"))
+    if "sslmode" in query:
+        arguments["ssl"] = query.pop("sslmode")
+    if "connect_timeout" in query:
+        arguments["timeout"] = float(str(query.pop("connect_timeout")))
+    return url.set(query=query), {**arguments, "server_settings": server}
+
+
+# -- MariaDB and MySQL
+
+
+def _mysql_arguments(call_timeout_s: int) -> dict[str, Any]:
+    # The clock is read in UTC: UNIX_TIMESTAMP of a local time is ambiguous for an hour a year.
+    session = {
+        "sql_mode": "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
+        "time_zone": "'+00:00'",
+        "innodb_lock_wait_timeout": LOCK_TIMEOUT_S,
+        "sql_notes": 0,  # "already exists" is no warning where the statement says IF NOT EXISTS
+    }
+    init = "SET SESSION " + ", ".join(f"{name} = {value}" for name, value in session.items())
+    return {
+        "charset": "utf8mb4",
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": call_timeout_s,
+        "init_command": init,
+    }
+
+
+# -- SQLite
+
+SQLITE_SETTINGS: Final = (
+    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+    "PRAGMA synchronous = FULL",  # a commit survives the loss of power
+    "PRAGMA foreign_keys = OFF",
+)
+
+
+def _prepare_file(path: Path) -> None:
+    """Makes the folder and the file. WAL is a property of the file; setting it needs the file for oneself, and of two
+    who try at once SQLite turns one away without waiting, whatever the busy timeout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+        while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(WAL_RETRY_S)
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself: `_begin_sqlite` does
+    cursor = connection.cursor()
+    for setting in SQLITE_SETTINGS:
+        cursor.execute(setting)
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A transaction that begins as a reader fails at its first write when somebody else wrote meanwhile, whatever
+    the busy timeout: so whoever may write says so at once."""
+    reads = connection.get_execution_options().get(_READ, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,51 @@
+"""The `Store` on a SQL database. Each part lies in a module of its own; here they become one object, and the batch
+commit gets the implementation of its dialect."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from romancy_stream.engine.commit import Commit
+from romancy_stream.store.commit_mysql import MysqlCommitter
+from romancy_stream.store.commit_postgres import PostgresCommitter
+from romancy_stream.store.commit_sqlite import SqliteCommitter
+from romancy_stream.store.database import MYSQL, POSTGRESQL, Database
+from romancy_stream.store.migrate import migrate
+from romancy_stream.store.ownership import Ownership
+from romancy_stream.store.prefetch import Prefetch
+from romancy_stream.store.readers import Readers
+from romancy_stream.store.results import Results
+
+
+class Committer(Protocol):
+    async def commit(self, commit: Commit) -> int: ...
+    async def close(self) -> None: ...
+
+
+class SqlStore(Ownership, Prefetch, Results, Readers):
+    """`url` is a plain one: postgresql://, mysql://, mariadb:// or sqlite:///path."""
+
+    db: Database
+
+    def __init__(self, url: str) -> None:
+        self.db = Database(url)
+        self._committer = _committer(self.db)
+
+    async def open(self) -> None:
+        await self.db.open()
+
+    async def close(self) -> None:
+        await self._committer.close()
+        await self.db.close()
+
+    async def migrate(self) -> list[str]:
+        return await migrate(self.db)
+
+    async def commit(self, commit: Commit) -> int:
+        return await self._committer.commit(commit)
+
+
+def _committer(db: Database) -> Committer:
+    if db.dialect == POSTGRESQL:
+        return PostgresCommitter(db)
+    return MysqlCommitter(db) if db.dialect == MYSQL else SqliteCommitter(db)
