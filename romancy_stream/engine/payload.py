@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from romancy_stream.engine.payload_types import portable
+from romancy_stream.engine.payload_types import portable, struct_as_json
 from romancy_stream.errors import ConfigurationError, PayloadError, PayloadTooLargeError
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ class TypeCodec:
 
     def encode(self, value: Any) -> bytes:
         """Raises PayloadError when the declared type could not restore the value, PayloadTooLargeError."""
+        if self._plain:
+            return _dump_plain(value, self.what)
         if self._scalar is not None and type(value) is self._scalar:
-            raw = _dump_scalar(value, self.what)
-        elif self._plain:
-            raw = _dump_plain(value, self.what)
-        else:
-            raw = self._dump_typed(value)
-        return checked(raw, self.what)
+            return _dump_scalar(value, self.what)
+        return self._dump_typed(value)
 
     def decode(self, raw: bytes) -> Any:
         """Raises PayloadError (also for NUL, NaN and Infinity), PayloadTooLargeError."""
@@ -79,7 +77,7 @@ class TypeCodec:
         return self._adapter
 
     def _dump_typed(self, value: Any) -> bytes:
-        raw = _dump_adapted(self.adapter, value, self.what)
+        raw = checked(_dump_adapted(self.adapter, value, self.what), self.what)
         try:
             restored = validate(self.adapter, raw, self.what)
         except PayloadError as error:
@@ -141,17 +139,15 @@ def has_nan(value: Any) -> bool:
 # -- JSON text -------------------------------------------------------------------------------------------------
 def _dump_scalar(value: Any, what: str) -> bytes:
     try:
-        return orjson.dumps(value)
+        raw = orjson.dumps(value)
     except TypeError:  # an int beyond 64 bits, or a lone surrogate
-        return _dump_adapted(_outgoing(), value, what)
+        raw = _dump_adapted(_outgoing(), value, what)
+    return checked(raw, what)
 
 
 def _dump_plain(value: Any, what: str) -> bytes:
     """For values without a declared type: whatever JSON itself can restore."""
-    try:
-        raw = orjson.dumps(value)
-    except TypeError:
-        raw = _dump_adapted(_outgoing(), value, what)
+    raw = _dump_scalar(value, what)
     if type(value) in _PLAIN_SCALARS:
         return raw
     try:
@@ -176,7 +172,14 @@ def load_plain(raw: bytes, what: str) -> Any:
 
 def _dump_adapted(adapter: TypeAdapter[Any], value: Any, what: str) -> bytes:
     try:
-        return adapter.dump_json(value, by_alias=True, serialize_as_any=True, round_trip=True, warnings=False)
+        return adapter.dump_json(
+            value,
+            by_alias=True,
+            polymorphic_serialization=True,
+            round_trip=True,
+            warnings=False,
+            fallback=struct_as_json,
+        )
     except Exception as error:  # user code runs in here: properties, serializers
         hint = ""
         if "utf-8 sequence" in str(error):

@@ -80,7 +80,13 @@ def _struct(annotation: Any) -> Any:
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from error
 
-    def write(value: Any) -> Any:
-        return msgspec.to_builtins(value)
+    return Annotated[Any, PlainValidator(read), PlainSerializer(msgspec.to_builtins)]
 
-    return Annotated[Any, PlainValidator(read), PlainSerializer(write)]
+
+def struct_as_json(value: Any) -> Any:
+    """For structs that stand where no type was declared."""
+    if not is_struct(type(value)):
+        raise TypeError(f"{type(value).__qualname__} has no JSON form")
+    import msgspec
+
+    return msgspec.to_builtins(value)
