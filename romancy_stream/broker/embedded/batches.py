@@ -67,15 +67,18 @@ class EmbeddedBatchSource:
         self._generation = self._group.generation
         self._assigned = {p.tp: p for p in partitions}
         wanted = await self._handler.on_assigned(set(self._assigned))
+        missing = set(self._assigned) - set(wanted)
+        if missing:
+            raise ValueError(f"on_assigned returned no position for {sorted(missing)}")
         positions = {p: _checked(p, wanted[p.tp]) for p in partitions}
         self._log.note(self._group_name, {p.tp: offset for p, offset in positions.items()})
         self._reader.attach(positions)
 
     async def _revoke(self) -> None:
         self._reader.detach()
-        if self._assigned is not None:
+        if self._assigned:
             await self._handler.on_revoked(set(self._assigned))
-            self._assigned = None
+        self._assigned = None
 
     def rebalance(self) -> None:
         self._rebalance_wanted = True
@@ -111,9 +114,15 @@ class EmbeddedBatchSource:
 
 
 def _checked(p: Partition, offset: int) -> int:
-    if p.start <= offset <= p.end:
-        return offset
-    raise LogIdentityError(
-        f"position {offset} of {p.topic}/{p.number} is outside the embedded log, which holds {p.start} to {p.end}: the "
-        "database and broker.db do not belong together. Restore both from the same backup, or start both anew"
-    )
+    if offset > p.end:
+        raise LogIdentityError(
+            f"{p.topic}/{p.number} ends at offset {p.end}, but offset {offset} is the next to process: the database "
+            "and broker.db do not belong together. Restore both from the same backup, or start both anew"
+        )
+    if offset < p.start:
+        raise LogIdentityError(
+            f"{p.topic}/{p.number} begins at offset {p.start}, but offset {offset} is the next to process: an older "
+            "database was put beside this broker.db, and retention has deleted what lies between. Restore both from "
+            "the same backup, or start both anew"
+        )
+    return offset

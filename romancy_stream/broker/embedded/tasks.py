@@ -9,7 +9,6 @@ from romancy_stream.broker.embedded.log import Log
 from romancy_stream.broker.embedded.partition import Partition
 from romancy_stream.broker.embedded.reader import Reader
 from romancy_stream.broker.port import TP, AssignedRange, Record, TaskHandler
-from romancy_stream.errors import BrokerUnavailableError
 
 
 class EmbeddedTaskSource:
@@ -36,7 +35,7 @@ class EmbeddedTaskSource:
         self._group.join(self)
 
     async def stop(self) -> None:
-        """Calls `on_revoked` for what it had. A waiting `fetch` raises BrokerUnavailableError."""
+        """Calls `on_revoked` for what it had. A waiting `fetch` raises RuntimeError."""
         self._stopping = True
         self._rebalance_wanted.set()
         if not self._assigned:
@@ -85,7 +84,7 @@ class EmbeddedTaskSource:
             if self._task is None or self._task.done() or self._stopping:
                 if self._task is not None and self._task.done():
                     self._task.result()
-                raise BrokerUnavailableError("this task source is not running")
+                raise RuntimeError("the task source is not running")
             batch = await self._reader.poll(limit)
             if batch:
                 return [record for records in batch.values() for record in records]
