@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -105,8 +106,9 @@ class Session:
         """Ends it now; batches that are not acknowledged fail."""
         accumulator = self.producer._message_accumulator
         accumulator.fail_all(kafka.ProducerClosed())
-        for batch in (each for batches in accumulator._batches.values() for each in batches):
-            batch._drain_waiter.exception()  # nobody else asks, and asyncio would complain
+        for batch in [*chain.from_iterable(accumulator._batches.values()), *accumulator._pending_batches]:
+            for future in (batch.future, batch._drain_waiter):
+                future.exception()  # perhaps nobody else asks, and asyncio would complain
         try:
             await asyncio.wait_for(self.producer.stop(), CLOSE_LIMIT_S)
         except TimeoutError:
@@ -130,7 +132,7 @@ class Producer:
         self._topics: dict[str, TopicState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._closing = True
 
     async def open(self) -> None:
         session = Session(self._bootstrap, self._client_id, self._settings)
@@ -159,7 +161,7 @@ class Producer:
             self._fail(deque(state.waiting), error)
 
     async def send(self, records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
-        if self._session is None or self._closing:
+        if self._closing:
             raise BrokerUnavailableError("the broker is not open")
         loop = asyncio.get_running_loop()
         limit_bytes = self._settings.record_limit_bytes
