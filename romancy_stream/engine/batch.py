@@ -4,7 +4,7 @@ between, outbox positions in the order of decision."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from romancy_stream.engine import history as h
 from romancy_stream.engine import outgoing, projection
@@ -15,8 +15,12 @@ from romancy_stream.engine.instance import Command, LiveInstance
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode_text, new_event_time
+from romancy_stream.wire.dead_letter import dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.partition import partition_for
+
+KEY_CHARS: Final = 255
+"""Of an outbox row: the width of its column."""
 
 
 @dataclass(slots=True)
@@ -114,21 +118,9 @@ class Batch:
     # -- messages ------------------------------------------------------------------------------------------------
     def send(self, part: int, topic: str, key: str, message: WireEvent, to_partition: int | None = None) -> None:
         headers, value = encode_text(message)
-        self._append(part, topic, key, headers, value, to_partition)
-
-    def _append(
-        self,
-        part: int,
-        topic: str,
-        key: str,
-        headers: tuple[tuple[str, str], ...],
-        value: bytes | None,
-        to_partition: int | None,
-    ) -> int:
         partition = self.mark(part)
         partition.position += 1
         self.commit.outbox.append(OutboxRow(part, partition.position, topic, key, to_partition, headers, value))
-        return partition.position
 
     def forward(self, part: int, key: str, message: WireEvent) -> None:
         """To the partition that owns `key`: over `results`, which outsiders cannot write, so that the origin can
@@ -140,7 +132,7 @@ class Batch:
             message.type,
             message.subject,
             message.data,
-            message.time,
+            message.time or self.time,
             {**message.extensions, w.X_ORIGIN: origin},
         )
         self.send(part, self.topics.results, key, moved, partition_for(key.encode(), self.partitions))
@@ -171,10 +163,8 @@ class Batch:
                 event_id,
             )
         )
-        place = f"{record.topic}/{record.partition}/{record.offset}"
-        headers = [(name, (value or b"").decode("utf-8", "replace")) for name, value in record.headers]
-        headers += [("romancy_dlq_id", place), ("romancy_reason", reason), ("romancy_message", message)]
-        self._append(record.partition, self.topics.dead_letters, place, tuple(headers), record.value, None)
+        told = dead_letter_event(self.source, record, reason, message, self.now_us, source, event_id)
+        self.send(record.partition, self.topics.dead_letters, told.id[-KEY_CHARS:], told)
 
     # -- the result ----------------------------------------------------------------------------------------------
     def finish(self) -> Commit:

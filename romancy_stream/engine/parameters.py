@@ -67,6 +67,11 @@ class Parameters:
         self._resolved: _Resolved | None = None
         self._shapes: dict[tuple[int, frozenset[str]], TypeAdapter[Any]] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters that are data."""
+        return tuple(p.name for p in self._parameters)
+
     # -- hints ---------------------------------------------------------------------------------------------
     def resolve(self) -> None:
         """Raises ConfigurationError that names the function and the parameter."""

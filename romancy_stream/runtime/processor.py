@@ -27,6 +27,8 @@ INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
 STORE_PATIENCE_S: Final = 5.0
 """How long a batch waits for the database before the owner gives its partitions up."""
+SETTLE_S: Final = 0.5
+"""How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
 """Acknowledged outbox rows that no further batch takes up are deleted after this long."""
 CLOCK_CHECK_S: Final = 30.0
@@ -55,6 +57,7 @@ class Processor:
         self._clock = DatabaseClock()
         self._lock = asyncio.Lock()
         self._timers_changed = asyncio.Event()
+        self._hints: dict[TP, int] = {}
 
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
@@ -83,10 +86,21 @@ class Processor:
 
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
+            await self._tidy()
             self._forget(frozenset(tp.partition for tp in partitions))
         self._on_ownership(self.core.owned)
 
+    async def _tidy(self) -> None:
+        """Takes up the last acknowledgements, so that a successor does not send again what has arrived."""
+        await self._relay.settle(SETTLE_S)
+        if self.core.owned and self._relay.has_news:
+            try:
+                await self._commit(await self._decide([]), patience_s=0.0)
+            except (EngineError, StoreUnavailableError) as error:
+                log.info("some messages will be sent again by the next owner: %s", error)
+
     def _forget(self, parts: frozenset[int]) -> None:
+        self._hints = {tp: offset for tp, offset in self._hints.items() if tp.partition not in parts}
         self.core.drop(parts)
         self._relay.drop(parts)
 
@@ -125,6 +139,13 @@ class Processor:
                 if due or self._relay.has_news:
                     await self._relay.has_room()
                     await self._step(due)
+            await self._hint()
+
+    async def _hint(self) -> None:
+        """Tells lag tools, and the embedded log's retention, how far the database is."""
+        hints, self._hints = self._hints, {}
+        if hints and self.source is not None:
+            await self.source.commit_hint(hints)
 
     async def _until_something_is_due(self) -> None:
         self._timers_changed.clear()
@@ -179,14 +200,15 @@ class Processor:
     def _published(self, commit: Commit) -> None:
         self._relay.post(commit.outbox)
         self._on_commit(commit)
+        self._hints.update({TP(topic, part): offset for topic, part, offset in commit.offsets})
         if commit.timers or commit.outbox:
             self._timers_changed.set()
 
-    async def _commit(self, commit: Commit) -> None:
+    async def _commit(self, commit: Commit, patience_s: float = STORE_PATIENCE_S) -> None:
         if not commit.marks:
             return
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + STORE_PATIENCE_S
+        give_up_at = loop.time() + patience_s
         pause_s = 0.05
         while True:
             try:
@@ -194,7 +216,7 @@ class Processor:
                 self._clock.learn(await asyncio.shield(self._store.commit(commit)))
                 return
             except StoreUnavailableError:
-                if loop.time() > give_up_at:
+                if loop.time() >= give_up_at:
                     raise
             except CommitUnknownError:
                 if await self._was_committed(commit):

@@ -10,6 +10,7 @@ from the table, which still has everything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -79,6 +80,14 @@ class Relay:
         while self._in_flight > IN_FLIGHT_LIMIT:
             self._room.clear()
             await self._room.wait()
+
+    async def settle(self, limit_s: float) -> None:
+        """Until everything is acknowledged or refused, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._in_flight:
+                    self._room.clear()
+                    await self._room.wait()
 
     @property
     def idle(self) -> bool:

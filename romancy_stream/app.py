@@ -1,0 +1,210 @@
+"""The app: workflows and activities by name, where the log and the tables are, and the process's share of the work
+between entering and leaving. An app holds nothing bound to an event loop until it is entered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from romancy_stream.activity import DEFAULT_QUEUE, activity, define_activity
+from romancy_stream.broker.port import Broker
+from romancy_stream.client import BaseClient, Client
+from romancy_stream.errors import ConfigurationError
+from romancy_stream.registry import Registry
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
+from romancy_stream.store.sql import SqlStore
+from romancy_stream.workflow import Workflow, define_workflow, workflow
+
+DEFAULT_PARTITIONS: Final = 8
+"""Of a new namespace, for good. One engine process can own them all, eight can own one each."""
+DEFAULT_CONCURRENCY: Final = 100
+"""Activity attempts under way in one process."""
+HOME: Final = Path(".romancy")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+
+class App(BaseClient):
+    """`name` is the namespace of topics, consumer groups and tables' owner.
+
+    `broker`: "embedded://[path]" (default, ./.romancy/{name}) or "kafka://host:port[,host:port]". `database`:
+    "sqlite:///file" (default, beside the embedded log), "postgresql://..." or "mysql://...". Without them
+    ROMANCY_BROKER, ROMANCY_DATABASE and ROMANCY_NAMESPACE are read.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        broker: str | None = None,
+        database: str | None = None,
+        partitions: int = DEFAULT_PARTITIONS,
+        worker_id: str | None = None,
+        default_retry_policy: RetryPolicy | None = None,
+        event_topics: Sequence[str] = (),
+        queues: Sequence[str] = (),
+        concurrency: int = DEFAULT_CONCURRENCY,
+    ) -> None:
+        self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
+        if not _NAME.fullmatch(self.namespace):
+            raise ConfigurationError(
+                f"an app needs a name of letters, digits, '.', '_' and '-' (or ROMANCY_NAMESPACE), not {name!r}"
+            )
+        if not 1 <= partitions <= 1_000:
+            raise ConfigurationError(f"partitions must be 1 to 1,000, not {partitions}")
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency must be 1 or more, not {concurrency}")
+        self.broker_url = broker or os.environ.get("ROMANCY_BROKER") or f"embedded://{HOME / self.namespace}"
+        self.database_url = (
+            database or os.environ.get("ROMANCY_DATABASE") or f"sqlite:///{HOME / self.namespace / 'state.db'}"
+        )
+        self.partitions = partitions
+        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
+        self.default_retry_policy = default_retry_policy or RetryPolicy()
+        self.event_topics = tuple(event_topics)
+        self.registry = Registry()
+        self._queues = tuple(queues)
+        self._concurrency = concurrency
+        self._node: Node | None = None
+
+    def __repr__(self) -> str:
+        return f"<App {self.namespace}>"
+
+    # -- defining ------------------------------------------------------------------------------------------------
+    if TYPE_CHECKING:  # the same overloads as the decorators that belong to no app
+        workflow = staticmethod(workflow)
+        activity = staticmethod(activity)
+    else:
+
+        def workflow(self, function: Any = None, /, **options: Any) -> Any:
+            """As `romancy_stream.workflow`, registered with this app."""
+
+            def decorate(function: Any) -> Any:
+                return self._add(define_workflow(function, **options))
+
+            return decorate if function is None else decorate(function)
+
+        def activity(self, function: Any = None, /, **options: Any) -> Any:
+            """As `romancy_stream.activity`, registered with this app."""
+
+            def decorate(function: Any) -> Any:
+                return self.registry.add_activity(define_activity(function, **options))
+
+            return decorate if function is None else decorate(function)
+
+    def include(self, source: ModuleType | Registry) -> None:
+        """Registers what a module or another registry holds."""
+        self.registry.include(source)
+        for each in self.registry.workflows.values():
+            each.bind(self)
+
+    def _add(self, workflow: Workflow[Any, Any]) -> Workflow[Any, Any]:
+        workflow.bind(self)
+        return self.registry.add_workflow(workflow)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Those that were named and those of the registered activities."""
+        known = {*self._queues, *(each.queue for each in self.registry.activities.values()), DEFAULT_QUEUE}
+        return tuple(sorted(known))
+
+    # -- running -------------------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        """Engine and activity workers in this process, in the running event loop."""
+        if self._node is not None:
+            raise ConfigurationError(f"app {self.namespace!r} is entered already")
+        await self._enter(ROLES, self.queues, initialise=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    @asynccontextmanager
+    async def running(
+        self, *, roles: Sequence[Role] = ROLES, queues: Sequence[str] | None = None, initialise: bool = True
+    ) -> AsyncIterator[Self]:
+        """As entering the app, with a part of the work: `roles` of ("engine", "worker"), activities of `queues`
+        only. `initialise` False: topics and tables must be there."""
+        unknown = set(roles) - set(ROLES)
+        if unknown or not roles:
+            raise ConfigurationError(f"roles are {', '.join(ROLES)}, not {', '.join(sorted(unknown)) or 'none'}")
+        await self._enter(tuple(roles), self.queues if queues is None else tuple(queues), initialise)
+        try:
+            yield self
+        finally:
+            await self._leave()
+
+    async def _enter(self, roles: tuple[Role, ...], queues: tuple[str, ...], initialise: bool) -> None:
+        self._node = node = Node(
+            self.node_config(roles, queues, initialise), self.registry, self.make_broker(), self.make_store()
+        )
+        try:
+            await node.start()
+        except BaseException:
+            self._node = None
+            raise
+        self._broker, self._store, self._hub = node.broker, node.store, node.hub
+
+    async def _leave(self) -> None:
+        node, self._node = self._node, None
+        if node is not None:
+            await node.stop()
+
+    async def wait_failed(self) -> None:
+        """Returns never; raises what stopped the engine or a worker for good."""
+        if self._node is None:
+            raise ConfigurationError(f"app {self.namespace!r} is not entered")
+        await asyncio.shield(self._node.failed)
+
+    async def wait_assigned(self) -> None:
+        """Until this process owns partitions."""
+        if self._node is None or self._node.engine is None:
+            raise ConfigurationError(f"no engine of app {self.namespace!r} runs in this process")
+        await self._node.engine.assigned()
+
+    def client(self, *, poll_interval: float | None = None) -> Client:
+        """Starts, sends, queries and waits, without an engine or a worker; an async context manager.
+        `poll_interval` (seconds): for clients that may not read the events topic."""
+        return Client(self.namespace, self.make_broker, self.make_store, poll_interval=poll_interval)
+
+    # -- parts, also for the command line ------------------------------------------------------------------------
+    def node_config(
+        self, roles: tuple[Role, ...] = ROLES, queues: tuple[str, ...] | None = None, initialise: bool = True
+    ) -> NodeConfig:
+        return NodeConfig(
+            self.namespace,
+            self.partitions,
+            self.worker_id,
+            self.default_retry_policy,
+            self.event_topics,
+            self.queues if queues is None else queues,
+            self._concurrency,
+            roles,
+            initialise,
+        )
+
+    def make_store(self) -> SqlStore:
+        return SqlStore(self.database_url)
+
+    def make_broker(self) -> Broker:
+        scheme, _, rest = self.broker_url.partition("://")
+        if scheme == "embedded":
+            from romancy_stream.broker.embedded import EmbeddedBroker
+
+            return EmbeddedBroker(rest or HOME / self.namespace)
+        if scheme == "kafka" and rest:
+            from romancy_stream.broker.kafka import KafkaBroker
+
+            return KafkaBroker(self.broker_url, client_id=f"{self.namespace}-{self.worker_id}")
+        raise ConfigurationError(
+            f'broker must be "embedded://folder" or "kafka://host:port[,host:port]", not {self.broker_url!r}'
+        )

@@ -1,0 +1,363 @@
+"""What starts workflows and reads about them, without running any: a `Client` needs the broker and the database and
+nothing else. The app offers the same methods; it is a client with an engine beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, overload
+
+import orjson
+from cloudevents.core.base import BaseCloudEvent
+
+from romancy_stream.broker.port import Broker
+from romancy_stream.engine.failure import workflow_failed
+from romancy_stream.engine.payload import encode_data, load_plain
+from romancy_stream.errors import (
+    InstanceExistsError,
+    InstanceNotFoundError,
+    InvalidInputError,
+    PayloadError,
+    RomancyError,
+    UnknownWorkflowError,
+    WorkflowCancelledError,
+)
+from romancy_stream.ids import uuid7_hex
+from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
+from romancy_stream.runtime.hub import Outcome, ResultHub
+from romancy_stream.store.port import InstanceQuery, Store
+from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import encode, new_event_time, require_sendable
+from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.record import OutRecord
+from romancy_stream.wire.sdk import from_cloudevent
+from romancy_stream.workflow import I, OnConflict, P, R, Workflow
+
+T = TypeVar("T")
+
+START_ANSWER_TIMEOUT_S: Final = 30.0
+"""How long `on_conflict="fail"` waits for the engine to say whether the id was free."""
+
+
+class Handle(Generic[R]):
+    """A started instance."""
+
+    def __init__(
+        self, client: BaseClient, instance_id: str, workflow: Workflow[..., R] | None, command_id: str | None
+    ) -> None:
+        self.instance_id = instance_id
+        self._client = client
+        self._workflow = workflow
+        self._command_id = command_id
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.instance_id}>"
+
+    async def result(self, timeout: float | None = None) -> R:
+        """What the workflow returned, in its declared type (plain JSON where the workflow is not known here).
+        `timeout` in seconds. Raises WorkflowFailedError, WorkflowCancelledError, InvalidInputError,
+        UnknownWorkflowError, TimeoutError."""
+        outcome = await self._client._hub.wait(
+            self.instance_id,
+            command_id=self._command_id,
+            timeout_s=timeout,
+            poll_interval_s=self._client._poll_interval_s,
+        )
+        raw = self._completed(outcome)
+        if self._workflow is not None:
+            return self._workflow.decode_result(raw)
+        plain: R = load_plain(raw, "the result")
+        return plain
+
+    def _completed(self, outcome: Outcome) -> bytes:
+        if outcome.kind == "completed":
+            return outcome.payload or b"null"
+        if outcome.kind == "failed":
+            failed = workflow_failed(self.instance_id, outcome.payload)
+            raise failed from failed.__cause__
+        if outcome.kind == "cancelled":
+            reason = orjson.loads(outcome.payload).get("reason") if outcome.payload else None
+            raise WorkflowCancelledError(self.instance_id, reason)
+        raise _rejection(outcome)
+
+    async def get(self) -> WorkflowInstance:
+        """Raises InstanceNotFoundError while the engine has not seen the start yet."""
+        instance = await self._client.get_instance(self.instance_id)
+        if instance is None:
+            raise InstanceNotFoundError(f"no instance {self.instance_id!r} yet")
+        return instance
+
+
+def _rejection(outcome: Outcome) -> RomancyError:
+    told = orjson.loads(outcome.payload or b"{}")
+    reason, message = told.get("reason"), str(told.get("message"))
+    if reason == "invalid_input":
+        return InvalidInputError(message, told.get("errors", []))
+    if reason == "instance_exists":
+        return InstanceExistsError(message)
+    return UnknownWorkflowError(message)
+
+
+class BaseClient:
+    """The methods that an app and a client share. They are usable between entering and leaving."""
+
+    namespace: str
+    _broker: Broker
+    _store: Store
+    _hub: ResultHub
+    _poll_interval_s: float | None = None
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.namespace)
+
+    # -- starting and sending ------------------------------------------------------------------------------------
+    @overload
+    async def start(
+        self, workflow: Workflow[[], R], /, *, instance_id: str | None = None, on_conflict: OnConflict | None = None
+    ) -> Handle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: Workflow[[I], R],
+        input: I,
+        /,
+        *,
+        instance_id: str | None = None,
+        on_conflict: OnConflict | None = None,
+    ) -> Handle[R]: ...
+    @overload
+    async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def start(self, workflow: Workflow[..., Any], /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Returns when the command is durable in the broker. The same `instance_id` again is the same instance;
+        with `on_conflict="fail"` it raises InstanceExistsError instead. PayloadError, TypeError for a wrong call."""
+        workflow, kwargs = _options(workflow, kwargs)
+        data = workflow.encode(*args, **kwargs)
+        options = workflow.options
+        return await self._start(workflow.name, data, options.instance_id, options.on_conflict, workflow)
+
+    async def start_by_name(
+        self, workflow: str, input: Any = None, *, instance_id: str | None = None, on_conflict: OnConflict | None = None
+    ) -> Handle[Any]:
+        """For a workflow whose code is elsewhere: `input` is plain JSON, the result too."""
+        data = encode_data(input, "the input")
+        return await self._start(workflow, data, instance_id, on_conflict or "use_existing", None)
+
+    async def _start(
+        self,
+        name: str,
+        data: bytes | None,
+        instance_id: str | None,
+        on_conflict: OnConflict,
+        workflow: Workflow[..., Any] | None,
+    ) -> Handle[Any]:
+        if on_conflict not in ("use_existing", "fail"):
+            raise ValueError(f'on_conflict must be "use_existing" or "fail", not {on_conflict!r}')
+        instance_id = f"{name}-{uuid7_hex()}" if instance_id is None else instance_id
+        extensions = {w.X_WORKFLOW: name, w.X_PARTITION_KEY: instance_id}
+        if on_conflict == "fail":
+            extensions[w.X_CONFLICT] = "fail"
+        command = WireEvent(
+            uuid7_hex(), self._source, w.START, instance_id, data, new_event_time(time.time_ns() // 1_000), extensions
+        )
+        await self._send(command, instance_id)
+        handle: Handle[Any] = Handle(self, instance_id, workflow, command.id)
+        if on_conflict == "fail":
+            await self._answered(command)
+        return handle
+
+    async def _answered(self, command: WireEvent) -> None:
+        assert command.subject is not None
+        outcome = await self._hub.wait(
+            command.subject, command_id=command.id, started=True, timeout_s=START_ANSWER_TIMEOUT_S
+        )
+        if outcome.kind == "rejected":
+            raise _rejection(outcome)
+        row = await self._store.get_instance(command.subject)
+        if row is None or (row.event_source, row.event_id) != (command.source, command.id):
+            raise InstanceExistsError(f"instance {command.subject} exists")
+
+    @overload
+    async def send_event(self, event: BaseCloudEvent, /) -> str: ...
+    @overload
+    async def send_event(
+        self,
+        /,
+        *,
+        type: str,
+        data: Any = None,
+        subject: str | None = None,
+        source: str | None = None,
+        id: str | None = None,
+        extensions: Mapping[str, str] | None = None,
+    ) -> str: ...
+    async def send_event(
+        self,
+        event: BaseCloudEvent | None = None,
+        /,
+        *,
+        type: str = "",
+        data: Any = None,
+        subject: str | None = None,
+        source: str | None = None,
+        id: str | None = None,
+        extensions: Mapping[str, str] | None = None,
+    ) -> str:
+        """A CloudEvent to the engine, as any producer could send it; returns its id when it is durable. An event of
+        the same (source, id) again changes nothing. PayloadError for what is no valid event."""
+        if event is not None:
+            wire = from_cloudevent(event)
+        else:
+            encoded = encode_data(data, f"data of event {type!r}")
+            wire = WireEvent(
+                id or uuid7_hex(), source or self._source, type, subject, encoded, None, dict(extensions or {})
+            )
+        if wire.time is None:
+            now = new_event_time(time.time_ns() // 1_000)
+            wire = WireEvent(wire.id, wire.source, wire.type, wire.subject, wire.data, now, wire.extensions)
+        await self._send(wire, wire.subject or wire.id)
+        return wire.id
+
+    @property
+    def _source(self) -> str:
+        return f"/romancy/{self.namespace}/client"
+
+    async def _send(self, event: WireEvent, key: str) -> None:
+        require_sendable(event)
+        headers, value = encode(event)
+        [sent] = await self._broker.send([OutRecord(self.topics.commands, key.encode(), value, headers)])
+        await sent
+
+    def handle(self, instance_id: str, workflow: Workflow[..., T] | None = None) -> Handle[T]:
+        """To wait for an instance that somebody else started."""
+        return Handle(self, instance_id, workflow, None)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+    async def get_instance(self, instance_id: str) -> WorkflowInstance | None:
+        """None for an unknown id."""
+        row = await self._store.get_instance(instance_id)
+        return None if row is None else WorkflowInstance.of(row)
+
+    async def list_instances(
+        self,
+        *,
+        workflow_name: str | None = None,
+        status: str | None = None,
+        instance_id: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page:
+        """Newest first. `workflow_name` and `instance_id` match any part, whatever the case; `status` exactly; start
+        times in [after, before). InvalidPageTokenError."""
+        return await self._page(
+            InstanceQuery(
+                workflow_name,
+                status,
+                instance_id,
+                _us(started_after),
+                _us(started_before),
+                None,
+                limit,
+                page_token,
+            )
+        )
+
+    async def find_instances(
+        self,
+        input: Mapping[str, Any],
+        *,
+        status: str | None = None,
+        workflow_name: str | None = None,
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page:
+        """By values in the input: `{"customer.id": "c1", "items.0.sku": "A"}`, all of them. A string matches itself,
+        a number any equal number, True and False only themselves, None a null that is there. InvalidPathError,
+        InvalidPageTokenError."""
+        return await self._page(InstanceQuery(workflow_name, status, None, None, None, dict(input), limit, page_token))
+
+    async def _page(self, query: InstanceQuery) -> Page:
+        page = await self._store.list_instances(query)
+        return Page([WorkflowInstance.of(row) for row in page.rows], page.next_page_token)
+
+    async def history(self, instance_id: str, *, run: int | None = None) -> Sequence[HistoryEntry]:
+        """The log of a run, of the current one by default; empty for an unknown id."""
+        return [HistoryEntry.of(event) for event in await self._store.history(instance_id, run)]
+
+    async def activities(self, instance_id: str, *, run: int | None = None) -> Sequence[ActivityView]:
+        return [ActivityView.of(row) for row in await self._store.activities(instance_id, run)]
+
+    # -- dead letters --------------------------------------------------------------------------------------------
+    async def dead_letters(self, *, limit: int = 50, before: str | None = None) -> Sequence[DeadLetter]:
+        """Newest first; `before` is the dlq_id of the last one seen."""
+        return [DeadLetter.of(row) for row in await self._store.dead_letters(limit, before)]
+
+    async def dead_letter(self, dlq_id: str) -> DeadLetter | None:
+        row = await self._store.dead_letter(dlq_id)
+        return None if row is None else DeadLetter.of(row)
+
+    async def replay_dead_letter(self, dlq_id: str) -> None:
+        """Sends the record again, as it was, to the topic it came from. LookupError for an unknown id."""
+        row = await self._store.dead_letter(dlq_id)
+        if row is None:
+            raise LookupError(f"there is no dead letter {dlq_id!r}")
+        headers = [(name, value) for name, value in row.headers if value is not None]
+        record = OutRecord(row.topic, row.key or dlq_id.encode(), row.raw, headers)
+        [sent] = await self._broker.send([record])
+        await sent
+        await self._store.mark_replayed(dlq_id, await self._store.now_us())
+
+
+def _us(when: datetime | None) -> int | None:
+    return None if when is None else microseconds(when)
+
+
+def _options(workflow: Workflow[..., Any], kwargs: dict[str, Any]) -> tuple[Workflow[..., Any], dict[str, Any]]:
+    """Start options stand beside the input where the workflow has at most one parameter; where it has named ones,
+    all names are its own and options come by `with_options`."""
+    if len(workflow.parameters.names) > 1:
+        return workflow, kwargs
+    options = {name: kwargs[name] for name in ("instance_id", "on_conflict") if name in kwargs}
+    rest = {name: value for name, value in kwargs.items() if name not in options}
+    return workflow.with_options(**options), rest
+
+
+class Client(BaseClient):
+    """Made by `app.client()`; an async context manager."""
+
+    def __init__(
+        self,
+        namespace: str,
+        broker: Callable[[], Broker],
+        store: Callable[[], Store],
+        *,
+        poll_interval: float | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self._make_broker, self._make_store = broker, store
+        self._poll_interval_s = poll_interval
+
+    async def __aenter__(self) -> Self:
+        self._store, self._broker = self._make_store(), self._make_broker()
+        await self._store.open()
+        try:
+            await self._broker.open()
+        except BaseException:
+            await self._store.close()
+            raise
+        self._hub = ResultHub(self._store, self._broker, self.topics, lambda _: False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._hub.close()
+        await self._broker.close()
+        await self._store.close()
+
+
+__all__ = ["BaseClient", "Client", "Handle", "PayloadError"]

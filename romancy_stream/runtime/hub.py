@@ -1,0 +1,197 @@
+"""Who waits for the end of an instance. The end is announced on the `events` topic; a partition's owner knows it a
+moment earlier, from its own commit. Both ways lead through the same records, so a waiter cannot tell them apart.
+
+Order matters: register, listen, then look into the database. An end that came before is found there, one that comes
+after is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from romancy_stream.broker.port import Broker, Record, Tail
+from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
+from romancy_stream.store.port import Store
+from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import decode
+from romancy_stream.wire.event import Topics, WireEvent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`kind`: "started", "completed", "failed", "cancelled" or "rejected". `payload` is raw JSON: the output, the
+    error, `{"reason": ...}`, or `{"reason", "message", "errors"}`."""
+
+    kind: str
+    payload: bytes | None
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """`command_id`: the id of the start that is waited for; a rejection of another start is not ours. None: any.
+    `started`: whether to wake on the start already."""
+
+    future: asyncio.Future[Outcome]
+    command_id: str | None
+    started: bool
+
+
+class ResultHub:
+    """`is_local(instance_id)`: does a processor in this process announce its end through `on_commit`?"""
+
+    def __init__(self, store: Store, broker: Broker, topics: Topics, is_local: Callable[[str], bool]) -> None:
+        self._store = store
+        self._topics = topics
+        self._is_local = is_local
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._tail: Tail = broker.tail([topics.events], self._on_records)
+        self._listening: asyncio.Task[None] | None = None
+        self._rechecks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        for task in self._rechecks:
+            task.cancel()
+        if self._listening is not None:
+            await asyncio.gather(self._listening, return_exceptions=True)
+            await self._tail.stop()
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.future.cancel()
+
+    async def wait(
+        self,
+        instance_id: str,
+        *,
+        command_id: str | None = None,
+        started: bool = False,
+        timeout_s: float | None = None,
+        poll_interval_s: float | None = None,
+    ) -> Outcome:
+        """The end of an instance, or with `started` its beginning. TimeoutError."""
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started)
+        self._waiters.setdefault(instance_id, []).append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if poll_interval_s is not None:
+                    return await self._poll(instance_id, waiter, poll_interval_s)
+                if not self._is_local(instance_id):
+                    await self._listen()
+                await self._look([instance_id])
+                return await waiter.future
+        finally:
+            waiters = self._waiters[instance_id]
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[instance_id]
+
+    async def _poll(self, instance_id: str, waiter: _Waiter, interval_s: float) -> Outcome:
+        """For clients that may not read `events`."""
+        while not waiter.future.done():
+            await self._look([instance_id])
+            await asyncio.wait([waiter.future], timeout=interval_s)
+        return waiter.future.result()
+
+    # -- hearing -------------------------------------------------------------------------------------------------
+    def on_commit(self, commit: Commit) -> None:
+        """A commit of this process's processor, durable."""
+        if not self._waiters:
+            return
+        for row in commit.outbox:
+            if row.key in self._waiters and row.topic == self._topics.events:
+                headers = [(name, value.encode()) for name, value in row.headers]
+                self._hear(Record(row.topic, row.part, row.position, row.key.encode(), row.value, headers, 0))
+
+    def on_ownership(self) -> None:
+        """Partitions came or went: what was local may not be so any more."""
+        if any(not self._is_local(instance_id) for instance_id in self._waiters):
+            task = asyncio.create_task(self._recheck(), name="romancy-results-recheck")
+            self._rechecks.add(task)
+            task.add_done_callback(self._rechecks.discard)
+
+    async def _recheck(self) -> None:
+        try:
+            await self._listen()
+            await self._look(list(self._waiters))
+        except Exception as error:  # the waiters hear of it: nobody else would
+            for waiters in self._waiters.values():
+                for waiter in waiters:
+                    if not waiter.future.done():
+                        waiter.future.set_exception(error)
+
+    async def _listen(self) -> None:
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._tail.start(), name="romancy-results-tail")
+        try:
+            await asyncio.shield(self._listening)
+        except Exception:
+            self._listening = None  # the next waiter tries again
+            raise
+
+    async def _on_records(self, records: Sequence[Record]) -> None:
+        if self._waiters:
+            for record in records:
+                if record.key is not None and record.key.decode("utf-8", "replace") in self._waiters:
+                    self._hear(record)
+
+    def _hear(self, record: Record) -> None:
+        event = decode(record)
+        if not isinstance(event, WireEvent) or event.subject not in self._waiters:
+            return
+        kind = _KINDS.get(event.type)
+        if kind is not None:
+            outcome = Outcome(kind, _payload(kind, event.data))
+            self._tell(event.subject, outcome, event.extensions.get(w.X_CAUSATION))
+
+    def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None) -> None:
+        for waiter in self._waiters.get(instance_id, ()):
+            wanted = outcome.kind != "started" or waiter.started
+            if outcome.kind == "rejected" and waiter.command_id not in (None, command_id):
+                wanted = False
+            if wanted and not waiter.future.done():
+                waiter.future.set_result(outcome)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+    async def _look(self, ids: Sequence[str]) -> None:
+        known = await self._store.known(ids)
+        for row in known.instances.values():
+            self._tell(row.instance_id, outcome_of(row), row.event_id)
+        for rejection in known.rejections.values():
+            self._tell(rejection.instance_id, rejected(rejection), rejection.event_id)
+
+
+def outcome_of(row: InstanceRow) -> Outcome:
+    if row.finished_us is None:
+        return Outcome("started", row.input)
+    return Outcome(row.status, row.output if row.status == COMPLETED else row.error)
+
+
+def rejected(rejection: Rejection) -> Outcome:
+    head = b'{"reason":"%s","message":' % rejection.reason.encode()
+    return Outcome("rejected", head + orjson.dumps(rejection.message) + b',"errors":' + rejection.errors + b"}")
+
+
+_KINDS = {
+    w.STARTED: "started",
+    w.COMPLETED: COMPLETED,
+    w.FAILED: FAILED,
+    w.CANCELLED: "cancelled",
+    w.REJECTED: "rejected",
+}
+_WRAPPERS = {"started": b'{"input":', COMPLETED: b'{"output":', FAILED: b'{"error":'}
+
+
+def _payload(kind: str, data: bytes | None) -> bytes | None:
+    """The value inside the event's data, as it was written: parsing it would cost big numbers their value."""
+    wrapper = _WRAPPERS.get(kind)
+    if wrapper is None or data is None:
+        return data
+    if not (data.startswith(wrapper) and data.endswith(b"}")):
+        raise ValueError(f"the engine's own event is not of the form {wrapper.decode()}...}}")
+    return data[len(wrapper) : -1]

@@ -1,0 +1,186 @@
+"""One process's share of an app, put together and taken apart in order: database, broker, topics, engine, activity
+worker, waiters. Everything bound to an event loop lives here, and nothing outlives `stop`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from romancy_stream.broker.port import Broker
+from romancy_stream.engine.core import CoreConfig
+from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
+from romancy_stream.registry import Registry
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.forwarder import Forwarder
+from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.service import EngineService
+from romancy_stream.runtime.worker import ActivityWorker
+from romancy_stream.store.sql import SqlStore
+from romancy_stream.wire.event import Topics
+from romancy_stream.wire.manifest import topic_specs
+from romancy_stream.wire.partition import partition_for
+
+log = logging.getLogger(__name__)
+
+Role = Literal["engine", "worker"]
+ROLES: Final[tuple[Role, ...]] = ("engine", "worker")
+
+DRAIN_S: Final = 10.0
+"""How long leaving waits for activities that are under way; what is not done by then is done elsewhere again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    namespace: str
+    partitions: int
+    worker_id: str
+    default_policy: RetryPolicy
+    event_topics: tuple[str, ...]
+    queues: tuple[str, ...]
+    concurrency: int
+    roles: tuple[Role, ...]
+    initialise: bool
+
+
+class Node:
+    def __init__(self, config: NodeConfig, registry: Registry, broker: Broker, store: SqlStore) -> None:
+        self.config = config
+        self.broker = broker
+        self.store = store
+        self.topics = Topics(config.namespace)
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.engine: EngineService | None = None
+        self.worker: ActivityWorker | None = None
+        self._registry = registry
+        self._tasks: list[asyncio.Task[None]] = []
+        self._hub: ResultHub | None = None
+
+    @property
+    def hub(self) -> ResultHub:
+        assert self._hub is not None, "the node is not started"
+        return self._hub
+
+    def _is_local(self, instance_id: str) -> bool:
+        return self.engine is not None and partition_for(instance_id.encode(), self.config.partitions) in (
+            self.engine.owned
+        )
+
+    # -- life cycle ----------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        self._registry.resolve()
+        await self.store.open()
+        try:
+            await self.broker.open()
+            if self.config.initialise:
+                await initialise(self.config, self.broker, self.store)
+            await check(self.config, self.broker, self.store)
+            self._hub = ResultHub(self.store, self.broker, self.topics, self._is_local)
+            await self._start_roles()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_roles(self) -> None:
+        config = self.config
+        if "worker" in config.roles:
+            self.worker = ActivityWorker(
+                self.broker,
+                self.store,
+                self._registry.activities,
+                namespace=config.namespace,
+                queues=config.queues,
+                partitions=config.partitions,
+                default_policy=config.default_policy,
+                concurrency=config.concurrency,
+                worker_id=config.worker_id,
+            )
+            await self.worker.start()
+            self._watch(self.worker.run(), "worker")
+        if "engine" in config.roles:
+            self.engine = EngineService(
+                self.broker,
+                self.store,
+                CoreConfig(config.namespace, config.partitions, config.default_policy),
+                self._registry.workflows,
+                worker_id=config.worker_id,
+                on_commit=self.hub.on_commit,
+                on_ownership=self.hub.on_ownership,
+            )
+            self._watch(self.engine.run(), "engine")
+            if config.event_topics:
+                self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
+
+    def _watch(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"romancy-{name}")
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.failed.done():
+            return
+        error = task.exception()
+        if error is not None:
+            log.critical("%s stopped: %s", task.get_name(), error)
+            self.failed.set_exception(error)
+
+    async def stop(self) -> None:
+        if self.worker is not None:
+            await self.worker.stop(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._hub is not None:
+            await self._hub.close()
+        await self.broker.close()
+        await self.store.close()
+        if not self.failed.done():
+            self.failed.cancel()
+        elif not self.failed.cancelled():
+            self.failed.exception()  # logged when it happened; wait_failed() raises it to who asks
+
+
+# -- what a database and a broker must have before anything runs --------------------------------------------------
+async def initialise(config: NodeConfig, broker: Broker, store: SqlStore) -> tuple[Sequence[str], Sequence[str]]:
+    """Migrations and topics that are missing; returns their names. Safe among processes that start together."""
+    migrations = await store.migrate()
+    await store.prepare(config.namespace, config.partitions)
+    topics = await broker.create_topics(topic_specs(config.namespace, config.partitions, config.queues))
+    return migrations, topics
+
+
+async def check(config: NodeConfig, broker: Broker, store: SqlStore) -> None:
+    """Refuses to run on topics that cannot be the ones the database belongs to. PartitionCountError,
+    LogIdentityError, NamespaceError."""
+    await store.prepare(config.namespace, config.partitions)
+    found = await broker.topics()
+    for spec in topic_specs(config.namespace, config.partitions, config.queues):
+        topic = found.get(spec.name)
+        if topic is None:
+            raise ConfigurationError(
+                f"topic {spec.name!r} does not exist: run `romancy topics create`, or start without --no-init"
+            )
+        if topic.partitions != spec.partitions:
+            raise PartitionCountError(
+                f"topic {spec.name!r} has {topic.partitions} partitions, this app is set up for {spec.partitions}. An "
+                f"instance belongs to a partition for good: use App(partitions={topic.partitions}), or for another "
+                "number start with a new name and a new database."
+            )
+    await _check_identity(config, {name: topic.topic_id for name, topic in found.items()}, store)
+
+
+async def _check_identity(config: NodeConfig, found: dict[str, str], store: SqlStore) -> None:
+    topics = Topics(config.namespace)
+    ids = {name: found[name] for name in (topics.commands, topics.results)}
+    recorded = await store.topic_ids()
+    for name, topic_id in ids.items():
+        if recorded.get(name, topic_id) != topic_id:
+            raise LogIdentityError(
+                f"topic {name!r} is not the one this database was filled from (it was deleted and made again): "
+                "offsets in the database mean nothing there. Bring the topic back, or go on with the new one after "
+                f"`romancy doctor --accept-topics`, which starts it from its beginning."
+            )
+    if any(name not in recorded for name in ids):
+        await store.record_topic_ids(ids)
