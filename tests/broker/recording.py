@@ -123,7 +123,7 @@ async def settled(count: int, *recorders: Recorder | TaskRecorder) -> list[set[T
 
 def numbered(topic: str, numbers: range, partition: int | None = None) -> list[OutRecord]:
     """Key and value are the number."""
-    return [OutRecord(topic, b"%d" % n, b"%d" % n, (), partition) for n in numbers]
+    return [OutRecord(topic, b"%d" % n, b"%d" % n, [], partition) for n in numbers]
 
 
 async def append(broker: Broker, records: Sequence[OutRecord]) -> list[int]:

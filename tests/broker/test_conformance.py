@@ -52,7 +52,7 @@ async def test_a_topic_that_exists_is_never_altered(broker: Broker, topic: str) 
 
 # -- writing ---------------------------------------------------------------------------------------------------
 async def test_order_keys_and_offsets(broker: Broker, topic: str, namespace: str) -> None:
-    records = [OutRecord(topic, b"key-%d" % (n % 40), b"%d" % n, ()) for n in range(2_000)]
+    records = [OutRecord(topic, b"key-%d" % (n % 40), b"%d" % n, []) for n in range(2_000)]
     offsets = await append(broker, records)
     recorder = Recorder()
     async with running(broker.batches([topic], namespace, recorder)):
@@ -67,7 +67,7 @@ async def test_order_keys_and_offsets(broker: Broker, topic: str, namespace: str
 
 
 async def test_concurrent_senders_keep_their_order(broker: Broker, topic: str, namespace: str) -> None:
-    sends = [broker.send([OutRecord(topic, b"k", b"%d" % n, ())]) for n in range(200)]
+    sends = [broker.send([OutRecord(topic, b"k", b"%d" % n, [])]) for n in range(200)]
     futures = [future for each in await asyncio.gather(*sends) for future in each]
     assert await asyncio.gather(*futures) == list(range(200))
     recorder = Recorder()
@@ -95,11 +95,11 @@ async def test_everything_of_a_record_survives(broker: Broker, topic: str, names
 
 async def test_refused_records_fail_alone(broker: Broker, topic: str, namespace: str) -> None:
     records = [
-        OutRecord(topic, b"a", b"1", ()),
-        OutRecord(f"{namespace}.nowhere", b"a", b"2", ()),
-        OutRecord(topic, b"a", b"3", (), PARTITIONS),
-        OutRecord(topic, b"a", b"4" * OVER_THE_LIMIT_BYTES, ()),
-        OutRecord(topic, b"a", b"5", ()),
+        OutRecord(topic, b"a", b"1", []),
+        OutRecord(f"{namespace}.nowhere", b"a", b"2", []),
+        OutRecord(topic, b"a", b"3", [], PARTITIONS),
+        OutRecord(topic, b"a", b"4" * OVER_THE_LIMIT_BYTES, []),
+        OutRecord(topic, b"a", b"5", []),
     ]
     results = await asyncio.wait_for(asyncio.gather(*await broker.send(records), return_exceptions=True), DEADLINE_S)
     assert [isinstance(result, RecordRefusedError) for result in results] == [False, True, True, True, False]
