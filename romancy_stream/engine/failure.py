@@ -32,6 +32,8 @@ MAX_ATTRIBUTES: Final = 50
 # For `args` and for `attributes` each; what does not fit is kept as text in `details`.
 MAX_VALUES_BYTES: Final = 16_000
 MAX_REPR_CHARS: Final = 500
+# All of the above together; a foreign worker's error may be larger, and is cut to its type and message as a cause.
+MAX_CAUSE_BYTES: Final = 400_000
 
 # What these keep in C, beside their args.
 _HIDDEN_STATE: Final[dict[type[BaseException], tuple[str, ...]]] = {
@@ -46,7 +48,11 @@ _PLAIN: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETI
 
 # -- to JSON ---------------------------------------------------------------------------------------------------
 def encode_error(error: BaseException, *, retryable: bool) -> bytes:
-    return _dumps(_describe(error, retryable, causes_left=MAX_CAUSES))
+    try:
+        return orjson.dumps(_describe(error, retryable, causes_left=MAX_CAUSES))
+    except Exception as failure:  # a class that fights back with __getattribute__, a metaclass...
+        message = f"an error that cannot be described: {type(failure).__name__}"
+        return orjson.dumps({"type": "", "message": message, "retryable": retryable})
 
 
 def exhausted(last_error: bytes, attempts: int) -> bytes:
@@ -55,14 +61,19 @@ def exhausted(last_error: bytes, attempts: int) -> bytes:
     last = f"{_short_type(cause)}: {cause['message']}" if cause["message"] else _short_type(cause)
     error = RetryExhaustedError(f"{attempts} attempts failed; the last with {last}", attempts=attempts)
     description = _describe(error, False, causes_left=0)
-    return _dumps(description | {"cause": _pruned(cause, MAX_CAUSES)})
+    if len(last_error) <= MAX_CAUSE_BYTES:
+        try:
+            return orjson.dumps(description | {"cause": _pruned(cause, MAX_CAUSES)})
+        except TypeError:  # nested deeper than it can be written
+            pass
+    return orjson.dumps(description | {"cause": {name: cause[name] for name in ("type", "message")}})
 
 
 def timed_out(activity_id: str, timeout_s: float, *, total: bool = False) -> bytes:
     """ActivityTimeoutError. `total`: the limit over all attempts, after which there is no other."""
     limit = "total_timeout" if total else "timeout"
     error = ActivityTimeoutError(f"activity {activity_id} did not finish within its {limit} of {timeout_s:g} s")
-    return _dumps(_describe(error, not total, causes_left=0))
+    return orjson.dumps(_describe(error, not total, causes_left=0))
 
 
 def _describe(error: BaseException, retryable: bool, causes_left: int) -> dict[str, Any]:
@@ -76,7 +87,7 @@ def _describe(error: BaseException, retryable: bool, causes_left: int) -> dict[s
         "stack": _stack(error, message),
     }
     args = error.args
-    if isinstance(args, tuple) and _is_plain(list(args)):
+    if _is_plain(list(args)):
         described["args"] = list(args)
     described |= _attributes(error)
     if "args" not in described:
@@ -141,7 +152,8 @@ def _stack(error: BaseException, message: str) -> str:
     except Exception as failure:
         frames = [f"  <no stack: {type(failure).__name__}>\n"]
     text = clean("".join(frames))[-MAX_STACK_CHARS:]
-    return f"Traceback (most recent call last):\n{text}{class_path(type(error))}: {message[:MAX_REPR_CHARS]}"
+    last = f"{clean(class_path(type(error)))}: {shortened(message, MAX_REPR_CHARS)}"
+    return f"Traceback (most recent call last):\n{text}{last}"
 
 
 def clean(text: str) -> str:
@@ -151,10 +163,6 @@ def clean(text: str) -> str:
 
 def shortened(text: str, limit_chars: int) -> str:
     return text if len(text) <= limit_chars else text[: limit_chars - 3] + "..."
-
-
-def _dumps(description: dict[str, Any]) -> bytes:
-    return orjson.dumps(description)
 
 
 # -- from JSON -------------------------------------------------------------------------------------------------
@@ -229,7 +237,7 @@ def _restore(error: dict[str, Any], causes_left: int) -> Exception:
         restored = ActivityError(error["message"], error_type=error["type"], details=_details(error))
     cause = error.get("cause")
     if isinstance(cause, dict) and causes_left > 0:
-        restored.__cause__ = _restore(_normal(cause), causes_left - 1)
+        _set(restored, "__cause__", _restore(_normal(cause), causes_left - 1))
     return restored
 
 
@@ -270,7 +278,7 @@ def _make(cls: type[Exception], error: dict[str, Any]) -> Exception | None:
         args = [error["message"]]
     try:
         made: Exception = cls.__new__(cls, *args)
-        made.args = tuple(args)
+        _set(made, "args", tuple(args))
         _builtin_base(cls).__init__(made, *args)
         for name, value in (attributes if isinstance(attributes, dict) else {}).items():
             _set(made, name, value)
