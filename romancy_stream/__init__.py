@@ -4,6 +4,8 @@ Definitions are imported here and now, and cheaply: no database, broker or pydan
 they come later: `workflow` and `activity` are modules too, and whoever is bound last has the name.)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from romancy_stream.activity import Activity, ActivityContext, ActivityInfo, activity, activity_context
 from romancy_stream.errors import (
     ActivityContextError,
@@ -41,6 +43,11 @@ from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowContext, WorkflowHandle, workflow
 
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.client import Client, Handle
+    from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
+
 __all__ = [
     "Activity",
     "ActivityContext",
@@ -48,13 +55,18 @@ __all__ = [
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
+    "App",
     "BrokerUnavailableError",
+    "Client",
     "CommitUnknownError",
     "ConfigurationError",
+    "DeadLetter",
     "DuplicateActivityIdError",
     "EmbeddedBrokerInUseError",
     "EngineError",
     "FencedError",
+    "Handle",
+    "HistoryEntry",
     "InstanceExistsError",
     "InstanceNotFoundError",
     "InvalidInputError",
@@ -63,6 +75,7 @@ __all__ = [
     "LogIdentityError",
     "NamespaceError",
     "NonDeterminismError",
+    "Page",
     "PartitionCountError",
     "PayloadError",
     "PayloadTooLargeError",
@@ -80,7 +93,28 @@ __all__ = [
     "WorkflowFailedError",
     "WorkflowHandle",
     "WorkflowIOError",
+    "WorkflowInstance",
     "activity",
     "activity_context",
     "workflow",
 ]
+
+_LATER = {
+    "App": "app",
+    "Client": "client",
+    "DeadLetter": "instances",
+    "Handle": "client",
+    "HistoryEntry": "instances",
+    "Page": "instances",
+    "WorkflowInstance": "instances",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs a database or a broker is loaded when it is asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return value

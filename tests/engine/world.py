@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -46,13 +46,13 @@ class World:
     def __init__(
         self,
         *workflows: Workflow[Any, Any],
-        answers: dict[str, Answer] | None = None,
+        answers: Mapping[str, Answer] | None = None,
         partitions: int = 1,
         cached: int = 1_000,
         policy: RetryPolicy | None = None,
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
-        self.answers = answers or {}
+        self.answers: Mapping[str, Answer] = answers or {}
         self.config = CoreConfig(NAMESPACE, partitions, policy or RetryPolicy(), cached)
         self.now_us = START_US
         self.history: dict[str, list[HistoryEvent]] = defaultdict(list)

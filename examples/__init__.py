@@ -1,0 +1,1 @@
+"""The examples of the guide, each an app that `romancy worker examples.NAME:app` runs."""
