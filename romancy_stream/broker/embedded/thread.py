@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from romancy_stream.broker.embedded.disk import Disk
+from romancy_stream.broker.embedded.limits import CLOSE_LIMIT_S
 from romancy_stream.broker.embedded.lock import FolderLock
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class DiskThread:
         """For an event loop that was closed: the same as `stop`, without it."""
         self._jobs.put(None)
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_LIMIT_S)
 
     def submit(self, job: Callable[[Disk], T], done: Callable[[T, BaseException | None], None]) -> None:
         """`done(result, None)` or `done(None, error)` is called in the event loop."""

@@ -1,0 +1,586 @@
+"""The embedded log beyond the port: what survives a crash, who may use it, what goes to the disk when, and what
+retention may take."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from romancy_stream.broker.embedded import EmbeddedBroker
+from romancy_stream.broker.embedded import log as log_module
+from romancy_stream.broker.port import TP, AssignedRange, OutRecord, Record, TopicSpec
+from romancy_stream.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    EmbeddedBrokerInUseError,
+    LogIdentityError,
+    RecordRefusedError,
+)
+from tests.broker.recording import DEADLINE_S, Recorder, TaskRecorder, append, numbered, running, settled, started
+from tests.support import eventually
+
+TOPIC = "t.commands"
+
+
+@asynccontextmanager
+async def opened(path: Path, *specs: TopicSpec, **options: float) -> AsyncIterator[EmbeddedBroker]:
+    broker = EmbeddedBroker(path, **options)  # type: ignore[arg-type]
+    await broker.open()
+    try:
+        await broker.create_topics(specs or [TopicSpec(TOPIC, 4)])
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def read_all(broker: EmbeddedBroker, count: int, positions: dict[TP, int] | None = None) -> list[Record]:
+    recorder = Recorder(positions)
+    async with running(broker.batches([TOPIC], "reader", recorder)):
+        await recorder.received(count)
+    return recorder.records
+
+
+def rows(path: Path, query: str) -> list[tuple[int, ...]]:
+    with closing(sqlite3.connect(path / "broker.db")) as db:
+        return db.execute(query).fetchall()
+
+
+@contextmanager
+def program(source: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Killed at the end, if it has not ended."""
+    command = [sys.executable, "-c", source, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# -- crash and restart -----------------------------------------------------------------------------------------
+APPEND_FOR_EVER = """
+import asyncio, sys
+from romancy_stream.broker.embedded import EmbeddedBroker
+from romancy_stream.broker.port import OutRecord, TopicSpec
+
+async def sender(broker, name):
+    n = 0
+    while True:
+        records = [OutRecord("t.commands", b"%d" % (n + i), b"%s-%d" % (name, n + i), [("h", b"v")]) for i in range(7)]
+        futures = await broker.send(records)
+        n += 7
+        for record, future in zip(records, futures):
+            print(record.key.decode(), await future, record.value.decode())
+
+async def main():
+    broker = EmbeddedBroker(sys.argv[1])
+    await broker.open()
+    await broker.create_topics([TopicSpec("t.commands", 4)])
+    await asyncio.gather(*(sender(broker, b"s%d" % n) for n in range(5)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("acknowledged_lines", [1, 400, 3_000])
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, acknowledged_lines: int) -> None:
+    with program(APPEND_FOR_EVER, str(tmp_path)) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(acknowledged_lines)]
+        process.kill()
+        lines += process.stdout.readlines()
+    acknowledged = [line.split() for line in lines if line.endswith("\n")]
+    assert len(acknowledged) >= acknowledged_lines
+    async with opened(tmp_path) as broker:
+        found = {(r.key, r.offset): r.value for r in await read_all(broker, len(acknowledged))}
+        for key, offset, value in acknowledged:
+            assert found[key.encode(), int(offset)] == value.encode()
+        before = max(offset for _, offset in found)
+        assert all(offset <= before + 1 for offset in await append(broker, numbered(TOPIC, range(1))))
+
+
+async def test_a_restart_keeps_topics_offsets_and_commits(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 3, {"max.message.bytes": "2000"})) as broker:
+        topics = dict(await broker.topics())
+        assert await append(broker, numbered(TOPIC, range(5), partition=2)) == list(range(5))
+        async with started(broker.tasks([TOPIC], "workers", TaskRecorder())) as source:
+            assert len(await source.fetch(10)) == 5
+            await source.commit({TP(TOPIC, 2): 3})
+    async with opened(tmp_path) as broker:
+        assert await broker.topics() == topics
+        assert await append(broker, numbered(TOPIC, range(5, 8), partition=2)) == [5, 6, 7]
+        with pytest.raises(RecordRefusedError, match="2000"):
+            await append(broker, [OutRecord(TOPIC, b"", b"x" * 2_001, [])])
+        assert [r.offset for r in await read_all(broker, 8)] == list(range(8))
+        recorder = TaskRecorder()
+        async with started(broker.tasks([TOPIC], "workers", recorder)) as source:
+            assert [r.offset for r in await source.fetch(10)] == [3, 4, 5, 6, 7]
+        assert recorder.calls == ["on_assigned", "on_revoked"]
+
+
+async def test_close_waits_for_what_was_sent(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    await broker.open()
+    await broker.create_topics([TopicSpec(TOPIC, 4)])
+    futures = await broker.send(numbered(TOPIC, range(100)))
+    await broker.close()
+    assert all(future.done() and future.exception() is None for future in futures)
+    async with opened(tmp_path) as again:
+        assert len(await read_all(again, 100)) == 100
+
+
+async def test_hints_are_written_without_an_append(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await append(broker, numbered(TOPIC, range(5), 0))
+        recorder = Recorder()
+        source = broker.batches([TOPIC], "engine", recorder)
+        async with running(source):
+            await recorder.received(5)
+            await source.commit_hint({TP(TOPIC, 0): 4})
+            query = "SELECT next_offset FROM positions WHERE group_name = 'engine' AND part = 0"
+            await eventually(lambda: rows(tmp_path, query) == [(4,)])
+
+
+# -- one process, one event loop -------------------------------------------------------------------------------
+HOLD = """
+import asyncio, sys
+from romancy_stream.broker.embedded import EmbeddedBroker
+
+async def main():
+    await EmbeddedBroker(sys.argv[1]).open()
+    print("open", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+TRY = """
+import asyncio, sys
+from romancy_stream.broker.embedded import EmbeddedBroker
+from romancy_stream.errors import EmbeddedBrokerInUseError
+
+async def main():
+    broker = EmbeddedBroker(sys.argv[1])
+    try:
+        await broker.open()
+    except EmbeddedBrokerInUseError as error:
+        print("refused", error)
+    else:
+        await broker.close()
+        print("opened")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_second_process_is_refused_until_the_first_dies(tmp_path: Path) -> None:
+    with program(HOLD, str(tmp_path)) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(EmbeddedBrokerInUseError, match=rf"pid {holder.pid}.*kafka://"):
+            await EmbeddedBroker(tmp_path).open()
+        holder.kill()
+        holder.wait()
+        async with opened(tmp_path) as broker:
+            assert TOPIC in await broker.topics()
+
+
+async def test_the_lock_is_held_until_the_last_broker_closes(tmp_path: Path) -> None:
+    def attempt() -> str:
+        with program(TRY, str(tmp_path)) as process:
+            return process.communicate(timeout=DEADLINE_S)[0].split()[0]
+
+    first, second = EmbeddedBroker(tmp_path), EmbeddedBroker(tmp_path)
+    await first.open()
+    await second.open()
+    await first.close()
+    assert await asyncio.to_thread(attempt) == "refused"
+    await second.close()
+    assert await asyncio.to_thread(attempt) == "opened"
+
+
+async def test_brokers_of_one_process_share_the_log(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "log")
+    async with opened(tmp_path / "log") as app, opened(link) as client:
+        recorder = Recorder()
+        async with running(app.batches([TOPIC], "engine", recorder)):
+            await append(client, numbered(TOPIC, range(10)))
+            await recorder.received(10)
+    with pytest.raises(BrokerUnavailableError, match="not open"):
+        await client.send([])
+
+
+async def test_open_during_close_gets_a_new_log(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    await broker.open()
+    close = asyncio.create_task(broker.close())
+    await asyncio.sleep(0)
+    async with opened(tmp_path) as again:
+        assert close.done()
+        assert await append(again, numbered(TOPIC, range(1))) == [0]
+
+
+async def test_another_event_loop_is_refused(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def other_loop() -> None:
+        try:
+            asyncio.run(EmbeddedBroker(tmp_path).open())
+        except EmbeddedBrokerInUseError as error:
+            errors.append(error)
+
+    async with opened(tmp_path) as broker:
+        thread = threading.Thread(target=other_loop)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert [type(error) for error in errors] == [EmbeddedBrokerInUseError]
+        assert "another event loop" in str(errors[0])
+        await append(broker, numbered(TOPIC, range(1)))
+
+
+def test_one_loop_after_another(tmp_path: Path) -> None:
+    """Also when the first was closed without closing the broker."""
+    forgotten: list[EmbeddedBroker] = []
+
+    async def use(close: bool) -> list[int]:
+        broker = EmbeddedBroker(tmp_path)
+        await broker.open()
+        await broker.create_topics([TopicSpec(TOPIC, 1)])
+        offsets = await append(broker, numbered(TOPIC, range(2)))
+        if close:
+            await broker.close()
+        else:
+            forgotten.append(broker)
+        return offsets
+
+    assert [asyncio.run(use(close)) for close in (True, False, False, True)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+async def test_a_cancelled_open_leaves_nothing_behind(tmp_path: Path) -> None:
+    opening = asyncio.create_task(EmbeddedBroker(tmp_path).open())
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with program(TRY, str(tmp_path)) as process:
+        output, _ = await asyncio.to_thread(process.communicate, timeout=DEADLINE_S)
+    assert output == "opened\n"
+
+
+async def test_sources_end_when_the_broker_closes(tmp_path: Path) -> None:
+    recorder = Recorder()
+    broker = EmbeddedBroker(tmp_path)
+    await broker.open()
+    await broker.create_topics([TopicSpec(TOPIC, 4)])
+    run = asyncio.create_task(broker.batches([TOPIC], "engine", recorder).run())
+    tasks = broker.tasks([TOPIC], "workers", TaskRecorder())
+    await tasks.start()
+    fetch = asyncio.create_task(tasks.fetch(1))
+    await settled(4, recorder)
+    await broker.close()
+    for waiting in (run, fetch):
+        with pytest.raises(BrokerUnavailableError, match="closed"):
+            await asyncio.wait_for(waiting, DEADLINE_S)
+    await tasks.stop()
+
+
+# -- members that die ------------------------------------------------------------------------------------------
+async def test_a_cancelled_member_leaves_without_a_call(tmp_path: Path) -> None:
+    positions = dict[TP, int]()
+    first, second = Recorder(positions), Recorder(positions)
+    async with opened(tmp_path) as broker:
+        dying = asyncio.create_task(broker.batches([TOPIC], "engine", first).run())
+        async with running(broker.batches([TOPIC], "engine", second)):
+            await settled(4, first, second)
+            calls = list(first.calls)
+            dying.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await dying
+            assert first.calls == calls
+            await settled(4, second)
+
+
+async def test_a_member_may_stop_while_another_holds_up_the_rebalance(tmp_path: Path) -> None:
+    first, second, entered, gate = Recorder(), Recorder(), asyncio.Event(), asyncio.Event()
+
+    async def wait_for_gate() -> None:
+        entered.set()
+        await gate.wait()
+
+    first.hooks["on_batch"] = wait_for_gate
+    async with opened(tmp_path) as broker:
+        await append(broker, numbered(TOPIC, range(4)))
+        async with running(broker.batches([TOPIC], "engine", first)):
+            await asyncio.wait_for(entered.wait(), DEADLINE_S)
+            async with running(broker.batches([TOPIC], "engine", second)):
+                await asyncio.sleep(0)
+            assert second.calls == []
+            gate.set()
+            await settled(4, first)
+
+
+async def test_topics_made_later_are_dealt_and_tailed(tmp_path: Path) -> None:
+    recorder, late, seen = Recorder(), "t.late", list[Record]()
+
+    async def on_records(records: object) -> None:
+        seen.extend(records)  # type: ignore[arg-type]
+
+    async with opened(tmp_path) as broker:
+        tail = broker.tail([late], on_records)
+        await tail.start()
+        async with running(broker.batches([TOPIC, late], "engine", recorder)):
+            await settled(4, recorder)
+            await broker.create_topics([TopicSpec(late, 2)])
+            await append(broker, numbered(late, range(6)))
+            await recorder.received(6)
+            await eventually(lambda: len(seen) == 6)
+        await tail.stop()
+
+
+# -- group commit, memory --------------------------------------------------------------------------------------
+async def test_what_one_loop_iteration_sends_is_one_transaction(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 2)) as broker:
+        sends = [broker.send([OutRecord(TOPIC, b"", b"%d" % n, [], n % 2)]) for n in range(500)]
+        await asyncio.gather(*[future for futures in await asyncio.gather(*sends) for future in futures])
+        assert rows(tmp_path, "SELECT records FROM chunks") == [(250,), (250,)]
+
+
+async def test_nothing_is_seen_or_acknowledged_before_it_is_on_the_disk(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        on_disk = "SELECT coalesce(sum(records), 0) FROM chunks"
+
+        class Checking(Recorder):
+            async def on_batch(self, batch: object) -> None:
+                await super().on_batch(batch)  # type: ignore[arg-type]
+                assert rows(tmp_path, on_disk)[0][0] >= len(self.records)
+
+        recorder = Checking()
+        async with running(broker.batches([TOPIC], "engine", recorder)):
+            for n in range(100):
+                (offset,) = await append(broker, numbered(TOPIC, range(n, n + 1)))
+                assert rows(tmp_path, on_disk)[0][0] > offset
+            await recorder.received(100)
+
+
+async def test_a_reader_that_lags_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "TAIL_RECORDS_LIMIT", 50)
+    async with opened(tmp_path, TopicSpec(TOPIC, 2)) as broker:
+        recorder = Recorder()
+        async with running(broker.batches([TOPIC], "engine", recorder)):
+            entered, gate = asyncio.Event(), asyncio.Event()
+
+            async def wait_for_gate() -> None:
+                entered.set()
+                await gate.wait()
+
+            recorder.hooks["on_batch"] = wait_for_gate
+            for n in range(0, 2_000, 20):
+                await append(broker, numbered(TOPIC, range(n, n + 20)))
+                if n == 1_000:
+                    gate.set()  # from here on it catches up while more arrives
+            await recorder.received(2_000)
+        assert sorted(int(r.value or b"") for r in recorder.records) == list(range(2_000))
+        late, workers = Recorder({TP(TOPIC, 0): 300}), TaskRecorder()
+        async with running(broker.batches([TOPIC], "late", late)):
+            await late.received(2_000 - 300)
+        async with started(broker.tasks([TOPIC], "workers", workers)) as source:
+            total = 0
+            while total < 2_000:
+                fetched = await asyncio.wait_for(source.fetch(7), DEADLINE_S)
+                assert 0 < len(fetched) <= 7
+                total += len(fetched)
+
+
+async def test_send_waits_for_space_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "BUFFER_BYTES_LIMIT", 10_000)
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        sends = [asyncio.create_task(broker.send(numbered(TOPIC, range(n, n + 50)))) for n in range(0, 500, 50)]
+        done, waiting = await asyncio.wait(sends, return_when=asyncio.FIRST_COMPLETED)
+        assert done
+        assert waiting
+        futures = [future for send in sends for future in await send]
+        assert await asyncio.gather(*futures) == list(range(500))
+        assert [r.value for r in await read_all(broker, 500)] == [b"%d" % n for n in range(500)]
+
+
+async def test_a_cancelled_sender_does_not_hold_up_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "BUFFER_BYTES_LIMIT", 1_000)
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        sends = [asyncio.create_task(broker.send(numbered(TOPIC, range(n, n + 5)))) for n in range(0, 25, 5)]
+        await asyncio.sleep(0)
+        sends[1].cancel()
+        sends[2].cancel()
+        for send in (sends[0], sends[3], sends[4]):
+            await asyncio.wait_for(asyncio.gather(*await send), DEADLINE_S)
+        values = [int(r.value or b"") for r in await read_all(broker, 15)]
+        assert values == [*range(5), *range(15, 25)]
+
+
+# -- a disk that fails -----------------------------------------------------------------------------------------
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """No file of this process may grow further than broker.db and its log have."""
+    size = max(file.stat().st_size for file in path.iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_fails_everything_and_loses_nothing(tmp_path: Path) -> None:
+    recorder = Recorder()
+    broker = EmbeddedBroker(tmp_path)
+    await broker.open()
+    await broker.create_topics([TopicSpec(TOPIC, 1)])
+    await append(broker, numbered(TOPIC, range(10)))
+    run = asyncio.create_task(broker.batches([TOPIC], "engine", recorder).run())
+    workers = broker.tasks([TOPIC], "workers", TaskRecorder())
+    await workers.start()
+    assert len(await workers.fetch(100)) == 10
+    await recorder.received(10)
+    with full_disk(tmp_path):
+        futures = await broker.send([OutRecord(TOPIC, b"", b"x" * 1_000_000, []) for _ in range(20)])
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert {type(result) for result in results} == {BrokerUnavailableError}
+        with pytest.raises(BrokerUnavailableError, match="cannot be written"):
+            await asyncio.wait_for(run, DEADLINE_S)
+    for call in (
+        broker.send(numbered(TOPIC, range(1))),
+        broker.create_topics([TopicSpec("t.more", 1)]),
+        workers.fetch(1),
+        workers.commit({TP(TOPIC, 0): 10}),
+    ):
+        with pytest.raises(BrokerUnavailableError, match="cannot be written"):
+            await call
+    await workers.stop()
+    await broker.close()
+    async with opened(tmp_path) as again:
+        assert await append(again, numbered(TOPIC, range(10, 11))) == [10]
+        assert [r.value for r in await read_all(again, 11)] == [b"%d" % n for n in range(11)]
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broker.db").write_bytes(b"what is this?" * 1_000)
+    with pytest.raises(BrokerUnavailableError, match=r"broker\.db"):
+        await EmbeddedBroker(tmp_path).open()
+    (tmp_path / "broker.db").unlink()
+    async with opened(tmp_path) as broker:  # and the lock is free
+        await append(broker, numbered(TOPIC, range(1)))
+
+
+async def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    rows(tmp_path, "PRAGMA user_version = 99")
+    with pytest.raises(ConfigurationError, match="format 99"):
+        await EmbeddedBroker(tmp_path).open()
+
+
+async def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BrokerUnavailableError, match="cannot use the folder"):
+        await EmbeddedBroker(tmp_path / "file" / "log").open()
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM chunks WHERE chunk_no = 10", "UPDATE chunks SET data = x'0102'"])
+async def test_a_damaged_log_is_fatal_to_its_readers(tmp_path: Path, damage: str) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        for n in range(3):
+            await append(broker, numbered(TOPIC, range(n * 10, n * 10 + 10)))
+    with closing(sqlite3.connect(tmp_path / "broker.db")) as db:
+        db.execute(damage)
+        db.commit()
+    async with opened(tmp_path) as broker:
+        source = broker.batches([TOPIC], "reader", Recorder({TP(TOPIC, 0): 10}))
+        with pytest.raises(BrokerUnavailableError, match=r"t\.commands/0 cannot be read at offset 10"):
+            await asyncio.wait_for(source.run(), DEADLINE_S)
+
+
+# -- retention -------------------------------------------------------------------------------------------------
+async def _three_chunks(broker: EmbeddedBroker, engine_at: int) -> None:
+    """Of ten records each in partition 0; the engine's group has read up to there."""
+    for n in range(3):
+        await append(broker, numbered(TOPIC, range(n * 10, n * 10 + 10), 0))
+    recorder = Recorder()
+    source = broker.batches([TOPIC], "engine", recorder)
+    async with running(source):
+        await recorder.received(30)
+        await source.commit_hint({TP(TOPIC, 0): engine_at})
+
+
+async def _is_trimmed(path: Path, chunks: list[int]) -> None:
+    await eventually(lambda: rows(path, "SELECT chunk_no FROM chunks") == [(each,) for each in chunks])
+
+
+async def test_retention_keeps_what_a_group_still_needs(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await _three_chunks(broker, engine_at=15)
+    async with opened(tmp_path, retention_s=0) as broker:
+        await _is_trimmed(tmp_path, [10, 20])
+        with pytest.raises(LogIdentityError, match="begins at offset 10"):
+            await broker.batches([TOPIC], "engine", Recorder({TP(TOPIC, 0): 5})).run()
+        assert len(await read_all(broker, 20, {TP(TOPIC, 0): 10})) == 20
+
+
+async def test_retention_keeps_what_is_young(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await _three_chunks(broker, engine_at=30)
+    async with opened(tmp_path, retention_s=3_600) as broker:
+        assert len(await read_all(broker, 30)) == 30
+
+
+async def test_the_newest_chunk_stays_so_that_offsets_go_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await _three_chunks(broker, engine_at=30)
+    for _ in range(2):
+        async with opened(tmp_path, retention_s=0):
+            await _is_trimmed(tmp_path, [20])
+    async with opened(tmp_path) as broker:
+        assert await append(broker, numbered(TOPIC, range(1), 0)) == [30]
+        recorder = TaskRecorder()
+        async with started(broker.tasks([TOPIC], "workers", recorder)) as source:
+            assert [r.offset for r in await source.fetch(5)] == [20, 21, 22, 23, 24]
+            assert recorder.ranges[TP(TOPIC, 0)] == AssignedRange(20, 31)
+
+
+async def test_a_large_file_loses_only_what_groups_have_read(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await _three_chunks(broker, engine_at=20)
+        await append(broker, numbered(TOPIC, range(5), 0))
+        await broker.create_topics([TopicSpec("t.unread", 1)])
+        for n in range(3):
+            await append(broker, numbered("t.unread", range(n, n + 1)))
+    async with opened(tmp_path, retention_bytes=0):
+        unread = [4 * (1 << 40) + n for n in range(3)]
+        await _is_trimmed(tmp_path, [20, 30, *unread])
+
+
+async def test_a_topics_own_retention_goes_first(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 4, {"retention.ms": "0"})) as broker:
+        await _three_chunks(broker, engine_at=30)
+    async with opened(tmp_path):
+        await _is_trimmed(tmp_path, [20])
+
+
+async def test_retention_also_runs_while_the_log_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "TRIM_EVERY_CHUNKS", 10)
+    async with opened(tmp_path, TopicSpec(TOPIC, 1), retention_s=0) as broker:
+        recorder = Recorder()
+        source = broker.batches([TOPIC], "engine", recorder)
+        async with running(source):
+            for n in range(100):
+                await append(broker, numbered(TOPIC, range(n, n + 1)))
+                await recorder.received(n + 1)
+                await source.commit_hint({TP(TOPIC, 0): n + 1})
+            await eventually(lambda: rows(tmp_path, "SELECT count(*) FROM chunks")[0][0] <= 20)
