@@ -108,6 +108,9 @@ class Workflow(Generic[P, R]):
         self._binding = _Binding()
         functools.update_wrapper(self, function)
 
+    __name__: str
+    __qualname__: str
+
     def __call__(self, ctx: WorkflowContext, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Runs the function itself, as in a unit test."""
         return self.function(ctx, *args, **kwargs)

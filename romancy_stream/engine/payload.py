@@ -13,9 +13,13 @@ import math
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
 from inspect import Parameter
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import orjson
 
@@ -32,7 +36,12 @@ MAX_VALIDATION_ERRORS: Final = 50
 # Long enough to find the value in the error message, short enough for a log line.
 MAX_SHOWN_CHARS: Final = 200
 
+# Classes whose fields are remembered: more than a program has, and a bound for one that makes classes as it runs.
+MAX_KNOWN_CLASSES: Final = 1_000
+
 _PLAIN_SCALARS: Final = frozenset({str, int, bool, NoneType})
+# JSON restores every value of these but the infinite ones, which `checked` sees.
+_EXACT: Final = frozenset({float, UUID, datetime, date, bytes})
 _ANYTHING: Final = (Any, object, Parameter.empty)
 _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -44,10 +53,10 @@ class TypeCodec:
     __slots__ = ("_adapter", "_plain", "_scalar", "annotation", "what")
 
     def __init__(self, annotation: Any, what: str = "value") -> None:
-        self.annotation = NoneType if annotation is None else annotation
+        self.annotation = annotation = NoneType if annotation is None else annotation
         self.what = what
         self._plain = any(self.annotation is each for each in _ANYTHING)
-        self._scalar = self.annotation if self.annotation in _PLAIN_SCALARS else None
+        self._scalar = annotation if isinstance(annotation, type) and annotation in _PLAIN_SCALARS else None
         self._adapter: TypeAdapter[Any] | None = None
 
     def build(self) -> None:
@@ -78,6 +87,9 @@ class TypeCodec:
 
     def _dump_typed(self, value: Any) -> bytes:
         raw = checked(_dump_adapted(self.adapter, value, self.what), self.what)
+        cls = type(value)
+        if cls is self.annotation and (cls in _EXACT or (cls is Decimal and value.is_finite())):
+            return raw
         try:
             restored = validate(self.adapter, raw, self.what)
         except PayloadError as error:
@@ -217,7 +229,7 @@ def validate(adapter: TypeAdapter[Any], raw: bytes, what: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        return adapter.validate_json(raw)
+        return adapter.validator.validate_json(raw)
     except ValidationError as error:
         raise unfit(what, error_list(error)) from error
     except Exception as error:  # a validator of the user's that raises something of its own
@@ -248,44 +260,46 @@ def summary(errors: Sequence[Mapping[str, Any]]) -> str:
 def restores(value: Any, restored: Any) -> bool:
     """Whether `restored` is `value` as its declared type has it. Containers may change into the declared kind, raw
     JSON may stand for a record; a record of another class, or any other value, is a loss."""
+    cls = type(restored)
     if value is restored:
         return True
+    if cls in _ATOMS:
+        return _equal(value, restored)
     fields = record_fields(restored)
     if fields is not None:
-        return _record_restores(value, restored, fields)
-    if isinstance(value, Mapping):
+        if type(value) is cls:
+            return all([restores(getattr(value, name, None), getattr(restored, name, None)) for name in fields])
+        return isinstance(value, Mapping) and _json_stands_for(value, restored, fields)
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 (the second is slow)
         return (
             isinstance(restored, Mapping)
             and len(value) == len(restored)
-            and all(key in restored and restores(item, restored[key]) for key, item in value.items())
+            and all([key in restored and restores(item, restored[key]) for key, item in value.items()])
         )
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, _SEQUENCES):
         if isinstance(restored, Set):
             return all(item in restored for item in value)
-        return (
-            isinstance(restored, list | tuple | deque)
-            and len(value) == len(restored)
-            and all(map(restores, value, restored))
-        )
-    if type(value) is type(restored) and _compares_identity(type(value)):
+        return isinstance(restored, _SEQUENCES) and len(value) == len(restored) and all(map(restores, value, restored))
+    if type(value) is cls and cls.__eq__ is _IDENTITY:
         return True  # an opaque class that pydantic was taught: nothing to compare
+    return _equal(value, restored)
+
+
+_ATOMS: Final = frozenset({str, int, float, bool, NoneType, bytes, Decimal, UUID, datetime, date, time, timedelta})
+_SEQUENCES: Final = (list, tuple, deque)
+_IDENTITY: Final[Any] = object.__eq__
+
+
+def _equal(value: Any, restored: Any) -> bool:
     try:
         return bool(value == restored)
     except Exception:  # a user's __eq__
         return False
 
 
-def _compares_identity(cls: Any) -> bool:
-    return bool(cls.__eq__ is object.__eq__)
-
-
-def _record_restores(value: Any, restored: Any, fields: Sequence[str]) -> bool:
-    if type(value) is type(restored):
-        return all(restores(getattr(value, name, None), getattr(restored, name, None)) for name in fields)
-    if not isinstance(value, Mapping):
-        return False
+def _json_stands_for(value: Mapping[Any, Any], restored: Any, fields: Sequence[str]) -> bool:
     names = set(fields)
-    for name, field in getattr(type(restored), "model_fields", {}).items():
+    for name, field in getattr(type(restored), "__pydantic_fields__", {}).items():
         names.update(alias for alias in (name, field.alias, field.validation_alias) if isinstance(alias, str))
     return all(
         key in names and (isinstance(item, str | int | float) or restores(item, getattr(restored, key, item)))
@@ -295,12 +309,19 @@ def _record_restores(value: Any, restored: Any, fields: Sequence[str]) -> bool:
 
 def record_fields(value: Any) -> Sequence[str] | None:
     """The names of the fields of a model, dataclass or struct; None for anything else."""
-    cls = type(value)
+    cls: Any = type(value)
+    fields = _class_fields(cls)
+    extra = getattr(value, "__pydantic_extra__", None) if fields is not None else None
+    return (*fields, *extra) if fields is not None and extra else fields
+
+
+@lru_cache(maxsize=MAX_KNOWN_CLASSES)
+def _class_fields(cls: type) -> tuple[str, ...] | None:
     model_fields = getattr(cls, "__pydantic_fields__", None)
     if isinstance(model_fields, dict):
-        return [*model_fields, *(getattr(value, "model_extra", None) or ())]
+        return tuple(model_fields)
     if dataclasses.is_dataclass(cls):
-        return [field.name for field in dataclasses.fields(cls)]
+        return tuple(field.name for field in dataclasses.fields(cls))
     struct_fields = getattr(cls, "__struct_fields__", None)
     return struct_fields if isinstance(struct_fields, tuple) else None
 

@@ -235,7 +235,8 @@ def test_gather_and_task_groups_start_in_order() -> None:
         first = await asyncio.gather(*(count_words(text) for text in ("a", "b c")), charge("o"))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(count_words(text)) for text in ("d", "e")]
-        return [*first[:2], first[2].id, *(task.result() for task in tasks)]
+        receipt: Any = first[2]
+        return [*first[:2], receipt.id, *(task.result() for task in tasks)]
 
     driven = Driven(many)
     assert [command.ref for command in driven.commands] == ["count:1", "count:2", "charge:1"]
@@ -308,11 +309,12 @@ def test_bad_calls_are_errors_of_the_workflow_code() -> None:
     @workflow
     async def wrong(ctx: WorkflowContext) -> list[str]:
         found = []
-        for call in (
+        calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: charge(),  # type: ignore[call-arg]
             lambda: charge(5),  # type: ignore[arg-type]
             lambda: charge("a", colour="red"),  # type: ignore[call-arg]
-        ):
+        ]
+        for call in calls:
             try:
                 await call()
             except (TypeError, PayloadError) as error:

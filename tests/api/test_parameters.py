@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,8 +72,6 @@ def test_input_goes_both_ways(
     codec = parameters(function, skip=1)
     assert codec.encode_input(args, kwargs) == raw
     decoded = codec.decode_input(raw)
-    import inspect
-
     bound = inspect.signature(function).bind(None, *args, **kwargs)
     restored = inspect.signature(function).bind(None, *decoded.args, **decoded.kwargs)
     assert restored.arguments == bound.arguments
@@ -237,7 +236,8 @@ def test_hints_may_name_classes_of_the_enclosing_function() -> None:
     class Local(BaseModel):
         a: int
 
-    def uses_local(ctx: Any, value: Local) -> list[Local]: ...
+    def uses_local(ctx: Any, value: Local) -> list[Local]:
+        return [value]
 
     codec = parameters(uses_local, skip=1)
     assert codec.decode_input(b'{"a": 1}').kwargs == {"value": Local(a=1)}

@@ -166,6 +166,7 @@ RESTORED: list[tuple[Any, Any]] = [
     (list[LooseRow], [{"id": 1, "at": NOW}, {"id": 1, "at": NOW, "note": "n"}]),
     (NewRow, {"rows": [{"id": 1, "at": NOW}]}),
     (Row | None, {"id": 1, "at": NOW}),
+    (Annotated[int, {"unhashable": 1}], 5),
     (Epoch, NOW.replace(microsecond=0)),
     (Stamped, Stamped(at=NOW.replace(microsecond=0))),
     (Packed, Packed(1, b"\xff", NOW)),
