@@ -35,7 +35,7 @@ FORKS_MAX: Final = 4  # index segments that MariaDB follows both as index and as
 Scalar: TypeAlias = str | Decimal | bool | None
 
 _INDEX = re.compile(r"(?:0|[1-9][0-9]{0,8})\Z")
-_PLAIN_KEY = re.compile(r"[ !#-.0-\[\]-~]+\Z")  # printable ASCII that no JSON writer escapes, except as \uXXXX
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")  # written in one way only, unless as \uXXXX
 _BY_NUMBER: Final = "\\u"
 _INT64 = range(-(2**63), 2**63)
 _MISSING: Final = object()
@@ -244,8 +244,8 @@ def _routes(segments: tuple[str, ...]) -> list[tuple[str | int, ...]]:
 
 
 def _mysql_path(route: tuple[str | int, ...], binds: _Binds) -> str:
-    """MariaDB compares a key with the text that the writer chose for it. Keys that may be escaped in more than one way
-    become a wildcard, and so does every key of a document that escapes characters by their number."""
+    """MariaDB compares a key with the text that the writer chose for it, and cannot parse some (a leading minus). Keys
+    that are not plain become a wildcard, and so does every key of a document that escapes characters by number."""
     loose = "$" + "".join(f"[{step}]" if isinstance(step, int) else ".*" for step in route)
     tight = "$" + "".join(_mysql_step(step) for step in route)
     if tight == loose:
