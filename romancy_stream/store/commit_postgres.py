@@ -18,7 +18,7 @@ import asyncpg
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import CommitUnknownError, FencedError
 from romancy_stream.store.database import Database, finished
-from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated
+from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated, translating
 from romancy_stream.store.writes import WRITES, Action, Row, Write, pg_cast, pg_type
 
 DEADLOCK_TRIES: Final = 3  # a deadlock undid everything; more than this many in a row is not a coincidence
@@ -42,7 +42,8 @@ class PostgresCommitter:
         """Holds nothing of its own."""
 
     async def commit(self, commit: Commit) -> int:
-        statement, arguments = rendered(commit)
+        with translating("commit"):
+            statement, arguments = rendered(commit)
         return await finished(self._run(statement, arguments))
 
     async def _run(self, statement: str, arguments: Sequence[Any]) -> int:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import FencedError
 from romancy_stream.store.commit_generic import fence, statements
-from romancy_stream.store.database import BUSY_TIMEOUT_S, SQLITE, SQLITE_SETTINGS, Database, finished
+from romancy_stream.store.database import SQLITE, Database, connect_sqlite, finished
 from romancy_stream.store.failures import translating
 
 
@@ -54,11 +54,8 @@ class SqliteCommitter:
         return clock_us()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._db.sqlite_path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        for setting in SQLITE_SETTINGS:
-            connection.execute(setting)
-        self._connection = connection
-        return connection
+        self._connection = connect_sqlite(self._db.sqlite_path, self._db.busy_timeout_s)
+        return self._connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:

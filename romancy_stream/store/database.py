@@ -92,7 +92,7 @@ class Database:
             raise RuntimeError("the database is open already")
         if self.dialect == SQLITE:
             with translating("open"):
-                await asyncio.to_thread(_prepare_file, self.sqlite_path)
+                await asyncio.to_thread(_prepare_file, self.sqlite_path, self.busy_timeout_s)
         self._engine = self._make(POOL_SIZE, POOL_OVERFLOW)
         self._writer = self._make(WRITER_POOL_SIZE, WRITER_POOL_OVERFLOW, _PG_WRITER)
 
@@ -114,6 +114,11 @@ class Database:
     @property
     def sqlite_path(self) -> Path:
         return Path(str(self.url.database))
+
+    @property
+    def busy_timeout_s(self) -> float:
+        """How long SQLite waits for its turn to write; `?timeout=` in the URL says otherwise."""
+        return float(str(self.url.query.get("timeout", BUSY_TIMEOUT_S)))
 
     @contextlib.asynccontextmanager
     async def reading(self, doing: str) -> AsyncIterator[AsyncConnection]:
@@ -174,7 +179,7 @@ class Database:
         if self.dialect == MYSQL:
             arguments = _mysql_arguments(call_timeout_s)
             return create_async_engine(self.url, connect_args=arguments, isolation_level="READ COMMITTED", **options)
-        engine = create_async_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_S}, **options)
+        engine = create_async_engine(self.url, connect_args={"timeout": self.busy_timeout_s}, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
@@ -257,19 +262,27 @@ def _mysql_arguments(call_timeout_s: int) -> dict[str, Any]:
 
 # -- SQLite
 
-SQLITE_SETTINGS: Final = (
-    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+
+def connect_sqlite(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """A plain connection with the settings that those of the pools have."""
+    connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
+    for setting in _SQLITE_SETTINGS:
+        connection.execute(setting)
+    return connection
+
+
+_SQLITE_SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # a commit survives the loss of power
     "PRAGMA foreign_keys = OFF",
 )
 
 
-def _prepare_file(path: Path) -> None:
+def _prepare_file(path: Path, busy_timeout_s: float) -> None:
     """Makes the folder and the file. WAL is a property of the file; setting it needs the file for oneself, and of two
     who try at once SQLite turns one away without waiting, whatever the busy timeout."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+    deadline = time.monotonic() + busy_timeout_s
+    with contextlib.closing(connect_sqlite(path, busy_timeout_s)) as connection:
         while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -282,7 +295,7 @@ def _prepare_file(path: Path) -> None:
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself: `_begin_sqlite` does
     cursor = connection.cursor()
-    for setting in SQLITE_SETTINGS:
+    for setting in _SQLITE_SETTINGS:
         cursor.execute(setting)
     cursor.close()
 

@@ -87,6 +87,8 @@ def translated(error: Exception, doing: str) -> Exception:
         return ConfigurationError(f"{doing}: the database refuses this URL: {_said(error)}")
     if is_unavailable(error):
         return StoreUnavailableError(f"{doing}: the database is not available: {_said(error)}")
+    if isinstance(error, UnicodeError | OverflowError):  # of a driver that could not even encode the value
+        return exc.DataError(doing, None, error)
     if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | sqlite3.Error):
         return _as_sqlalchemy(error, doing)
     return error

@@ -1,0 +1,190 @@
+"""Migrations: what they make is what the code expects, they are safe among concurrent starters, and they are never
+edited once applied."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Dialect, Index, Table, inspect
+from sqlalchemy.types import TypeEngine
+
+from romancy_stream.contract import contract_path
+from romancy_stream.errors import ConfigurationError
+from romancy_stream.store.database import Database
+from romancy_stream.store.migrate import Migration, migrate, migrations, statements
+from romancy_stream.store.sql import SqlStore
+from romancy_stream.store.tables import metadata
+from tests.store.conftest import Another
+from tests.store.writing import execute
+
+DIALECTS = ("postgresql", "mysql", "sqlite")
+BOOKKEEPING = "romancy_migrations"
+
+
+def shown(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    """A type as DDL; without what MariaDB adds of its own: display widths, collations, JSON as checked text."""
+    text = kind.compile(dialect).upper().split(" COLLATE")[0].split(" CHARACTER SET")[0].replace('"', "")
+    text = re.sub(r"^(BIGINT|INTEGER)\(\d+\)", r"\1", text)
+    return "LONGTEXT" if dialect.name == "mysql" and text == "JSON" else text
+
+
+def expected_columns(table: Table, dialect: Dialect) -> list[tuple[str, str, bool]]:
+    return [(c.name, shown(c.type, dialect), bool(c.nullable)) for c in table.columns]
+
+
+def expected_indexes(table: Table, dialect: Dialect) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Name -> (columns, partial?)."""
+    here = [index for index in table.indexes if _is_for(index, dialect.name)]
+    return {
+        str(index.name): (
+            tuple(column.name for column in index.columns),
+            index.dialect_kwargs.get(f"{dialect.name}_where") is not None,
+        )
+        for index in here
+    }
+
+
+def _is_for(index: Index, dialect: str) -> bool:
+    condition = index._ddl_if
+    return condition is None or condition.dialect == dialect
+
+
+def reflected(connection: Connection, table: str) -> tuple[Any, Any, Any]:
+    found = inspect(connection)
+    columns = [(c["name"], shown(c["type"], connection.dialect), bool(c["nullable"])) for c in found.get_columns(table)]
+    key = found.get_pk_constraint(table)["constrained_columns"]
+    indexes = {
+        str(index["name"]): (
+            tuple(index["column_names"]),
+            index.get("dialect_options", {}).get(f"{connection.dialect.name}_where") is not None,
+        )
+        for index in found.get_indexes(table)
+    }
+    return columns, key, indexes
+
+
+async def test_the_migrated_schema_is_that_of_the_code(store: SqlStore) -> None:
+    async with store.db.engine.connect() as connection:
+        dialect = connection.dialect
+        names = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert set(names) == {*metadata.tables, BOOKKEEPING}
+        for table in metadata.sorted_tables:
+            columns, key, indexes = await connection.run_sync(reflected, table.name)
+            assert columns == expected_columns(table, dialect), table.name
+            assert key == [column.name for column in table.primary_key], table.name
+            assert indexes == expected_indexes(table, dialect), table.name
+
+
+async def test_every_text_column_of_mariadb_compares_bytes(mariadb_db: str) -> None:
+    store = SqlStore(mariadb_db)
+    await store.open()
+    try:
+        await store.migrate()
+        found = await execute(
+            store,
+            "SELECT DISTINCT collation_name FROM information_schema.columns WHERE table_schema = database() "
+            "AND table_name LIKE 'romancy%' AND table_name <> 'romancy_migrations' AND collation_name IS NOT NULL",
+        )
+    finally:
+        await store.close()
+    assert {row[0] for row in found} == {"utf8mb4_nopad_bin", "utf8mb4_bin"}  # the second is JSON's
+
+
+async def test_a_second_run_has_nothing_to_do(store: SqlStore) -> None:
+    assert await store.migrate() == []
+
+
+async def test_starters_at_the_same_time_apply_each_migration_once(another: Another, url: str) -> None:
+    starters = [await another() for _ in range(4)]
+    applied = await asyncio.gather(*(starter.migrate() for starter in starters))
+    wanted = [migration.name for migration in migrations(starters[0].db.dialect)]
+    assert sorted(applied) == [[], [], [], wanted]
+
+
+PROCESS = """
+import asyncio, sys
+from romancy_stream.store.sql import SqlStore
+
+async def main(url):
+    store = SqlStore(url)
+    await store.open()
+    print(*await store.migrate())
+    await store.prepare("shop", 4)
+    await store.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_processes_at_the_same_time_apply_each_migration_once(url: str) -> None:
+    pipe = asyncio.subprocess.PIPE
+    arguments = (sys.executable, "-W", "error", "-c", PROCESS, url)
+    processes = [await asyncio.create_subprocess_exec(*arguments, stdout=pipe, stderr=pipe) for _ in range(2)]
+    outputs = [await process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    wanted = " ".join(migration.name for migration in migrations(Database(url).dialect)).encode()
+    assert sorted(out.strip() for out, _ in outputs) == [b"", wanted]
+
+
+async def test_an_edited_migration_is_refused(store: SqlStore) -> None:
+    first, *rest = migrations(store.db.dialect)
+    edited = [Migration(first.name, first.sql + "-- a harmless comment\n"), *rest]
+    with pytest.raises(ConfigurationError, match="another content"):
+        await migrate(store.db, edited)
+
+
+async def test_a_database_from_the_future_is_refused(store: SqlStore) -> None:
+    known = migrations(store.db.dialect)
+    newer = Migration("9999_newer", "CREATE TABLE romancy_newer (n integer);\n")
+    assert await migrate(store.db, [*known, newer]) == ["9999_newer"]
+    with pytest.raises(ConfigurationError, match="9999_newer"):
+        await store.migrate()
+
+
+async def test_a_migration_that_fails_is_not_recorded(store: SqlStore) -> None:
+    known = migrations(store.db.dialect)
+    broken = Migration(
+        "0002_broken", "CREATE TABLE IF NOT EXISTS extra (n integer);\nINSERT INTO nowhere VALUES (1);\n"
+    )
+    with pytest.raises(Exception, match="nowhere"):
+        await migrate(store.db, [*known, broken])
+    mended = Migration("0002_broken", "CREATE TABLE IF NOT EXISTS extra (n integer);\n")
+    assert await migrate(store.db, [*known, mended]) == ["0002_broken"]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_each_dialect_has_the_same_migrations(dialect: str) -> None:
+    assert [m.name for m in migrations(dialect)] == [m.name for m in migrations("postgresql")]
+
+
+def test_line_ends_do_not_change_a_checksum(tmp_path: Path) -> None:
+    first = migrations("sqlite")[0]
+    assert "\r" not in first.sql
+    assert len(first.checksum) == 64
+
+
+def test_statements_end_with_a_semicolon_at_the_end_of_a_line() -> None:
+    sql = "-- why; because\nCREATE TABLE a (\n    -- inside;\n    b text DEFAULT ';'\n);\n\nDROP TABLE a;\n"
+    assert statements(sql) == ["CREATE TABLE a (\n    b text DEFAULT ';'\n)", "DROP TABLE a"]
+
+
+def test_the_readme_names_every_table_and_view() -> None:
+    readme = contract_path("storage", "README.md").read_text("utf-8")
+    sql = migrations("postgresql")[0].sql
+    views = re.findall(r"^CREATE VIEW (\w+)", sql, re.MULTILINE)
+    assert len(views) == 3
+    for name in [*metadata.tables, *views, BOOKKEEPING]:
+        assert f"`{name}`" in readme, name
+    for table in metadata.sorted_tables:
+        for column in table.columns:
+            assert f"`{column.name}`" in readme, f"{table.name}.{column.name}"
+
+
+def test_a_part_of_the_contract_that_is_missing_says_so() -> None:
+    with pytest.raises(ConfigurationError, match="storage/nothing"):
+        contract_path("storage", "nothing")
