@@ -11,8 +11,9 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -170,6 +171,16 @@ def activity_context() -> ActivityContext:
     if attempt is None or current_scope() is not None:
         raise ActivityContextError("activity_context() is for the code of a running activity; there is none here")
     return attempt.ctx
+
+
+@contextmanager
+def attempt(ctx: ActivityContext, *, executor: Executor | None = None) -> Iterator[ActivityContext]:
+    """Activities that are called in here run as parts of this attempt."""
+    token = _current.set(_Attempt(ctx, executor))
+    try:
+        yield ctx
+    finally:
+        _current.reset(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from romancy_stream import (
     activity_context,
     workflow,
 )
+from romancy_stream.activity import attempt
 from romancy_stream.engine import history as h
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error, exhausted
@@ -390,6 +391,15 @@ async def test_inside_another_activity_it_is_a_part_of_that_one() -> None:
     raw = await outer.run_attempt(context(backend), b'{"args": [], "kwargs": {}}')
     assert json.loads(raw) == [["charge:1", True, "charge:1"], ["charge:1", True, True], 2, True, True]
     assert [publication.type for publication in backend.published] == ["inner"]
+    with pytest.raises(ActivityContextError):
+        activity_context()
+
+
+async def test_an_attempt_can_be_entered_for_tests() -> None:
+    with attempt(context(attempt=3)) as ctx:
+        assert activity_context() is ctx
+        assert await plain_with_ctx(1) == [1, 3, False]
+        assert await save(Receipt(id="r", amount=Decimal(1))) == "i-1/2/charge:1 r"
     with pytest.raises(ActivityContextError):
         activity_context()
 
