@@ -8,7 +8,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
+from romancy_stream.broker.kafka import KafkaSettings
 from romancy_stream.broker.port import TP, BatchSource, Broker, OutRecord, Record, TopicSpec
+
+# A member that died is noticed after 2 s; a rebalance after 0.3 s.
+FAST = KafkaSettings(session_timeout_ms=2_000, heartbeat_interval_ms=300)
 
 
 class Book:

@@ -45,10 +45,18 @@ estimate_size_bytes = DefaultRecordBatchBuilder.estimate_size_in_bytes
 class Entry:
     """A record on its way."""
 
-    __slots__ = ("deadline_s", "future", "record", "size_bytes")
+    __slots__ = ("deadline_s", "future", "headers", "record", "size_bytes")
 
-    def __init__(self, record: OutRecord, future: asyncio.Future[int], size_bytes: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        record: OutRecord,
+        headers: list[tuple[str, bytes]],
+        future: asyncio.Future[int],
+        size_bytes: int,
+        deadline_s: float,
+    ) -> None:
         self.record = record
+        self.headers = headers  # aiokafka takes no other kind of sequence
         self.future = future
         self.size_bytes = size_bytes
         self.deadline_s = deadline_s  # on the loop's clock
@@ -171,7 +179,8 @@ class Producer:
             for record in records:
                 future: asyncio.Future[int] = loop.create_future()
                 futures.append(future)
-                size_bytes = estimate_size_bytes(record.key, record.value, record.headers)
+                headers = list(record.headers)
+                size_bytes = estimate_size_bytes(record.key, record.value, headers)
                 if size_bytes > limit_bytes:
                     future.set_exception(
                         RecordRefusedError(
@@ -185,7 +194,7 @@ class Producer:
                         raise BrokerUnavailableError("the broker was closed")
                     deadline_s = loop.time() + self._settings.delivery_limit_ms / 1000
                 self._buffered_bytes += size_bytes
-                self._route(Entry(record, future, size_bytes, deadline_s))
+                self._route(Entry(record, headers, future, size_bytes, deadline_s))
         return futures
 
     async def _wait_for_space(self, size_bytes: int) -> None:
@@ -378,7 +387,7 @@ def _fill(builder: Any, queue: deque[Entry], limit_records: int | None) -> int:
     for entry in queue:
         record = entry.record
         if count == limit_records or not builder.append(
-            timestamp=None, key=record.key, value=record.value, headers=record.headers
+            timestamp=None, key=record.key, value=record.value, headers=entry.headers
         ):
             break
         count += 1

@@ -310,6 +310,9 @@ class BatchConsumer(driver.Consumer):
         await self._give_up()  # neither Faust nor aiokafka revokes at the end
         await super().on_stop()
 
+    def close(self) -> None:
+        """Faust's short cut when a rebalance meets a stop; it would leave connections open."""
+
     def verify_event_path(self, now: float, tp: FaustTP) -> None:
         """Faust's own watchdog takes batches for "stopped processing"; ours is in the source."""
 

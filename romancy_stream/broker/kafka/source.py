@@ -91,18 +91,23 @@ class FaustBatchSource:
     async def _run_app(self) -> None:
         with tempfile.TemporaryDirectory(prefix="romancy-faust-") as directory:
             app = self._build(Path(directory))
-            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._stopping.wait())]
+            mine: list[asyncio.Future[Any]] = []
+            faust: list[asyncio.Future[Any]] = []  # cancelling this one would leave tasks of Faust behind
             try:
                 await app.start()
-                waits += [asyncio.ensure_future(app.wait_until_stopped()), asyncio.ensure_future(self._watch())]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                mine += [asyncio.ensure_future(self._stopping.wait()), asyncio.ensure_future(self._watch())]
+                faust += [asyncio.ensure_future(app.wait_until_stopped())]
+                await asyncio.wait(mine + faust, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for wait in waits:
+                for wait in mine:
                     wait.cancel()
                 await app.stop()
-                await asyncio.gather(*waits, return_exceptions=True)
+                ends = await asyncio.gather(*mine, *faust, return_exceptions=True)
             if app.crashed:
                 raise app.crash_reason or RuntimeError("the Faust app crashed and does not say why")
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
 
     def _build(self, directory: Path) -> BatchApp:
         app = BatchApp(

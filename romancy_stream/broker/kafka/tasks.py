@@ -75,13 +75,14 @@ class KafkaTaskSource:
         consumer.subscribe(self._topics, listener=_Listener(self))
 
     async def stop(self) -> None:
-        consumer, self._consumer = self._consumer, None
+        consumer = self._consumer
         if consumer is None:
             return
         try:
             await self._revoked()  # aiokafka does not revoke at the end
         finally:
-            self._wake()
+            self._consumer = None
+            self._assigned.set()  # a fetch that waits for partitions is to see it
             await consumer.stop()
 
     async def fetch(self, limit: int) -> list[Record]:
@@ -153,9 +154,11 @@ class KafkaTaskSource:
     async def _revoked(self) -> None:
         self._epoch += 1
         self._assigned.clear()
-        owned, self._next = set(self._next), {}
-        if owned:
-            await self._handler.on_revoked(owned)
+        try:
+            if self._next:
+                await self._handler.on_revoked(set(self._next))  # may still commit
+        finally:
+            self._next = {}
 
     async def _now_assigned(self, consumer: AIOKafkaConsumer, tps: set[TopicPartition]) -> None:
         ranges: dict[TP, AssignedRange] = {}
@@ -174,9 +177,6 @@ class KafkaTaskSource:
 
     def _fatal(self, error: BaseException) -> None:
         self._failure = error
-        self._wake()
-
-    def _wake(self) -> None:
         self._assigned.set()
 
     # -- watchdog ------------------------------------------------------------

@@ -1,0 +1,503 @@
+"""The batch source on a real Kafka within one process: positions, rebalances, backpressure, rewinds, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
+from romancy_stream.broker.kafka.source import FaustBatchSource
+from romancy_stream.broker.port import TP, Broker, Record
+from romancy_stream.errors import BrokerUnavailableError, LogIdentityError
+from tests.broker.kafka_kit import FAST, Book, Handler, make_topic, produce, record, running, tps
+from tests.support import eventually
+
+pytestmark = pytest.mark.kafka
+
+
+async def test_everything_arrives_once_and_in_order(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=3)
+    await produce(kafka, name, 300, partitions=3)
+    handler = Handler()
+    async with running(kafka.batches([name], name, handler)):
+        await eventually(lambda: handler.book.count == 300)
+        await produce(kafka, name, 300, partitions=3, start=300)
+        await eventually(lambda: handler.book.count == 600)
+    assert handler.book.values[TP(name, 1)] == [b"%d" % n for n in range(600) if n % 3 == 1]
+    assert handler.revoked == [tps(name, partitions=range(3))]
+
+
+async def test_it_begins_where_the_handler_says(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    await produce(kafka, name, 20, partitions=2)
+    handler = Handler()
+    handler.book.next = {TP(name, 0): 7, TP(name, 1): 10}
+    async with running(kafka.batches([name], name, handler)) as run:
+        await eventually(lambda: handler.book.count == 3)
+        assert not run.done()
+    assert handler.book.values == {TP(name, 0): [b"14", b"16", b"18"]}
+
+
+async def test_a_batch_is_limited(kafka_bootstrap: str, name: str) -> None:
+    broker = KafkaBroker(kafka_bootstrap, client_id="test", settings=KafkaSettings(batch_limit_records=50))
+    await broker.open()
+    try:
+        await make_topic(broker, name)
+        await produce(broker, name, 500)
+        handler = Handler()
+        async with running(broker.batches([name], name, handler)):
+            await eventually(lambda: handler.book.count == 500)
+        sizes = [sum(len(each) for each in batch.values()) for batch in handler.batches]
+        assert max(sizes) == 50
+    finally:
+        await broker.close()
+
+
+async def test_two_sources_share_copartitioned_topics_and_take_over(kafka: Broker, name: str) -> None:
+    topics = [name, f"{name}-b"]
+    for topic in topics:
+        await make_topic(kafka, topic, partitions=3)
+    book = Book()
+    first, second = Handler(book), Handler(book)
+    everything = tps(*topics, partitions=range(3))
+    count = 0
+
+    async def produce_some() -> None:
+        nonlocal count
+        for topic in topics:
+            await produce(kafka, topic, 60, partitions=3, start=count)
+        count += 60
+        await eventually(lambda: book.count == count * 2)
+
+    async with running(kafka.batches(topics, name, first)):
+        await eventually(lambda: first.owned == everything)
+        await produce_some()
+        async with running(kafka.batches(topics, name, second)):
+            await eventually(lambda: first.owned and second.owned and first.owned | second.owned == everything)
+            for handler in (first, second):
+                partitions = {tp.partition for tp in handler.owned}
+                assert handler.owned == tps(*topics, partitions=partitions)
+            await produce_some()
+        await eventually(lambda: first.owned == everything)
+        await produce_some()
+
+
+async def test_records_produced_during_rebalances(kafka: Broker, name: str) -> None:
+    """Members come and go under load; the book fails at a hole or a duplicate."""
+    await make_topic(kafka, name, partitions=4)
+    book = Book()
+    sent = 0
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            await produce(kafka, name, 40, partitions=4, start=sent)
+            sent += 40
+            await asyncio.sleep(0.01)
+
+    loading = asyncio.create_task(load())
+    async with running(kafka.batches([name], name, first := Handler(book))):
+        await eventually(lambda: len(first.owned) == 4)
+        for _ in range(3):
+            second = Handler(book)
+            async with running(kafka.batches([name], name, second)):
+                await eventually(lambda second=second: len(second.batches) > 2)  # type: ignore[misc]
+            await eventually(lambda: len(first.owned) == 4)
+        stop.set()
+        await loading
+        await eventually(lambda: book.count == sent)
+    assert {tp: len(values) for tp, values in book.values.items()} == {TP(name, p): sent // 4 for p in range(4)}
+
+
+async def test_sources_of_two_groups_in_one_process(kafka: Broker, name: str) -> None:
+    other = f"{name}-other"
+    for topic in (name, other):
+        await make_topic(kafka, topic, partitions=2)
+    one, two = Handler(), Handler()
+    async with (
+        running(kafka.batches([name], f"{name}-1", one)),
+        running(kafka.batches([other], f"{name}-2", two)),
+    ):
+        await produce(kafka, name, 10, partitions=2)
+        await produce(kafka, other, 20, partitions=2)
+        await eventually(lambda: one.book.count == 10 and two.book.count == 20)
+    assert set(one.book.values) == tps(name, partitions=range(2))
+
+
+async def test_more_members_than_partitions(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    first, second = Handler(), Handler()
+    async with running(kafka.batches([name], name, first)), running(kafka.batches([name], name, second)):
+        await eventually(lambda: first.assigned_count and second.assigned_count)
+        await eventually(lambda: len(first.owned) + len(second.owned) == 1)
+
+
+async def test_hold_and_release(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    held, free = TP(name, 0), TP(name, 1)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        source.hold(held)
+        await produce(kafka, name, 20, partitions=2)
+        await eventually(lambda: len(handler.book.values.get(free, ())) == 10)
+        source.hold(free)
+        await produce(kafka, name, 20, partitions=2, start=20)
+        source.release(free)
+        await eventually(lambda: len(handler.book.values.get(free, ())) == 20)
+        assert held not in handler.book.values
+        source.release(held)
+        await eventually(lambda: handler.book.count == 40)
+
+
+async def test_hold_from_inside_a_batch_takes_effect_at_once(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+
+    async def hold(batch: Mapping[TP, Sequence[Record]]) -> None:
+        source.hold(*batch)
+
+    handler.before_batch = hold
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        for n in range(5):
+            await produce(kafka, name, 10, start=n * 10)
+            await eventually(lambda n=n: len(handler.batches) == n + 1)  # type: ignore[misc]
+            assert handler.book.count <= n * 10 + 10
+            source.release(TP(name, 0))
+        await eventually(lambda: handler.book.count == 50)
+
+
+async def test_a_hold_outlives_a_rebalance_that_leaves_the_partition_here(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    book = Book()
+    first, second = Handler(book), Handler(book)
+    source = kafka.batches([name], name, first)
+    async with running(source):
+        await eventually(lambda: first.owned)
+        source.hold(*first.owned)
+        async with running(kafka.batches([name], name, second)):
+            await eventually(lambda: len(first.owned) == 1 and len(second.owned) == 1)
+            kept, moved = next(iter(first.owned)), next(iter(second.owned))
+            await produce(kafka, name, 20, partitions=2)
+            await eventually(lambda: len(book.values.get(moved, ())) == 10)
+        await eventually(lambda: len(first.owned) == 2)
+        await produce(kafka, name, 20, partitions=2, start=20)
+        await eventually(lambda: len(book.values.get(moved, ())) == 20)  # its hold ended when it left
+        assert kept not in book.values
+        source.release(kept)
+        await eventually(lambda: book.count == 40)
+
+
+async def test_rewind_between_and_inside_batches(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    back, other = TP(name, 0), TP(name, 1)
+    seen: list[int] = []
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    times = 3
+
+    async def rewind_from_inside(batch: Mapping[TP, Sequence[Record]]) -> None:
+        nonlocal times
+        seen.extend(r.offset for r in batch.get(back, ()))
+        if back in batch and times:
+            times -= 1
+            handler.book.next[back] = batch[back][0].offset  # as if nothing had been done
+            await source.rewind(back, batch[back][0].offset)
+            handler.batches.append(batch)
+            raise Skip
+
+    async def on_batch(batch: Mapping[TP, Sequence[Record]]) -> None:
+        try:
+            await Handler.on_batch(handler, batch)
+        except Skip:
+            for tp in set(batch) - {back}:
+                handler.book.take(tp, batch[tp])
+
+    handler.before_batch = rewind_from_inside
+    handler.on_batch = on_batch  # type: ignore[method-assign]
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        await produce(kafka, name, 40, partitions=2)
+        await eventually(lambda: handler.book.count == 40)
+        assert seen.count(0) == 4
+        handler.book.next[back] = 5
+        await source.rewind(back, 5)
+        await eventually(lambda: handler.book.next[back] == 20)
+        assert handler.book.next[other] == 20
+        assert seen[-15:] == list(range(5, 20))
+
+
+class Skip(Exception):
+    pass
+
+
+async def test_stop_from_inside_the_handler(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+
+    async def stop(_batch: object) -> None:
+        await source.stop()
+
+    handler.before_batch = stop
+    task = asyncio.create_task(source.run())
+    await produce(kafka, name, 1)
+    await asyncio.wait_for(task, 10)
+    assert handler.book.count == 1
+    assert handler.revoked == [{TP(name, 0)}]
+
+
+async def test_stop_waits_for_the_running_batch(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def linger(_batch: object) -> None:
+        inside.set()
+        await go_on.wait()
+
+    handler.before_batch = linger
+    source = kafka.batches([name], name, handler)
+    task = asyncio.create_task(source.run())
+    await produce(kafka, name, 1)
+    await asyncio.wait_for(inside.wait(), 10)
+    stopping = asyncio.create_task(source.stop())
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    go_on.set()
+    await asyncio.wait_for(stopping, 10)
+    await task
+    assert handler.book.count == 1
+
+
+async def test_a_cancelled_run_cleans_up(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(kafka.batches([name], name, handler).run())
+    await eventually(lambda: handler.owned)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert handler.revoked == [{TP(name, 0)}]
+    await eventually(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
+
+
+@pytest.mark.parametrize("where", ["before_assigned", "before_batch"])
+async def test_what_the_handler_raises_ends_run(kafka: Broker, name: str, where: str) -> None:
+    await make_topic(kafka, name)
+    await produce(kafka, name, 1)
+    handler = Handler()
+
+    async def fail(*_args: object) -> None:
+        raise KeyError("broken on purpose")
+
+    setattr(handler, where, fail)
+    source = kafka.batches([name], name, handler)
+    with pytest.raises(KeyError, match="broken on purpose"):
+        await asyncio.wait_for(source.run(), 10)
+    with pytest.raises(RuntimeError, match="runs once"):
+        await source.run()
+    again = Handler()
+    async with running(kafka.batches([name], name, again)):
+        await eventually(lambda: again.book.count == 1)
+
+
+async def test_confirm_membership(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    first, second = Handler(), Handler()
+    source = kafka.batches([name], name, first)
+    answers: list[bool] = []
+
+    async def ask() -> None:
+        answers.append(await source.confirm_membership())
+
+    first.before_assigned = ask
+    assert not await source.confirm_membership()
+    async with running(source):
+        await eventually(lambda: first.owned)
+        assert answers == [True]
+        assert await source.confirm_membership()
+        # somebody else joins while this member has not noticed it: it is about to lose its partitions
+        async with running(kafka.batches([name], name, second)):
+            await eventually(lambda: _is_false(source.confirm_membership()), every_s=0.001)
+            await eventually(lambda: second.owned)
+            assert await source.confirm_membership()
+    assert not await source.confirm_membership()
+
+
+async def _is_false(question: asyncio.Future[bool]) -> bool:
+    return not await question
+
+
+async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootstrap: str, name: str) -> None:
+    settings = KafkaSettings(session_timeout_ms=1_000, heartbeat_interval_ms=200)
+    broker = KafkaBroker(kafka_bootstrap, client_id="test", settings=settings)
+    await broker.open()
+    try:
+        await make_topic(broker, name)
+        await produce(broker, name, 1)
+        handler = Handler()
+        source = broker.batches([name], name, handler)
+        answers: list[bool] = []
+
+        async def load() -> None:
+            await asyncio.sleep(2.5)
+            answers.append(await source.confirm_membership())
+
+        handler.before_assigned = load
+        async with running(source):
+            await eventually(lambda: handler.book.count == 1)
+        assert answers == [True]
+    finally:
+        await broker.close()
+
+
+async def test_commit_hint_is_for_lag_tools_only(kafka: KafkaBroker, name: str) -> None:
+    await make_topic(kafka, name)
+    await produce(kafka, name, 10)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.book.count == 10)
+        await source.commit_hint({TP(name, 0): 4, TP(name, 9): 1})
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(name)
+    finally:
+        await admin.close()
+    assert {(tp.topic, tp.partition): meta.offset for tp, meta in offsets.items()} == {(name, 0): 4}
+    again = Handler()
+    async with running(kafka.batches([name], name, again)):
+        await eventually(lambda: again.book.count == 10)
+
+
+async def test_a_position_behind_the_end_is_refused(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    await produce(kafka, name, 3)
+    handler = Handler()
+    handler.book.next[TP(name, 0)] = 4
+    with pytest.raises(LogIdentityError, match="ends at offset 3, but offset 4 is the next") as caught:
+        await asyncio.wait_for(kafka.batches([name], name, handler).run(), 10)
+    assert "Restore it" in str(caught.value)
+    assert handler.batches == []
+
+
+async def test_records_that_retention_deleted_unprocessed_are_reported(kafka: KafkaBroker, name: str) -> None:
+    await make_topic(kafka, name)
+    await produce(kafka, name, 10)
+    await delete_records(kafka.bootstrap, name, 6)
+    handler = Handler()
+    handler.book.next[TP(name, 0)] = 5
+    with pytest.raises(LogIdentityError, match="begins at offset 6, but offset 5 is the next") as caught:
+        await asyncio.wait_for(kafka.batches([name], name, handler).run(), 10)
+    assert "retention" in str(caught.value)
+    assert handler.batches == []
+
+
+async def test_records_that_retention_deletes_under_a_held_partition(kafka: KafkaBroker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    task = asyncio.create_task(source.run())
+    await produce(kafka, name, 10)
+    await eventually(lambda: handler.book.count == 10)
+    await delete_records(kafka.bootstrap, name, 8)
+    await source.rewind(TP(name, 0), 2)
+    with pytest.raises(LogIdentityError, match="begins at offset 8, but offset 2 is the next"):
+        await asyncio.wait_for(task, 10)
+
+
+async def delete_records(bootstrap: str, topic: str, before_offset: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset)})
+    finally:
+        await admin.close()
+
+
+async def test_a_missing_position_is_a_mistake_of_the_handler(kafka: Broker, name: str) -> None:
+    class Forgetful(Handler):
+        async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
+            return {}
+
+    await make_topic(kafka, name)
+    with pytest.raises(ValueError, match="no position for"):
+        await asyncio.wait_for(kafka.batches([name], name, Forgetful()).run(), 10)
+
+
+async def test_nobody_answers(name: str) -> None:
+    source = FaustBatchSource([name], name, Handler(), bootstrap="127.0.0.1:1", client_id="test", settings=FAST)
+    with pytest.raises(BrokerUnavailableError):
+        await asyncio.wait_for(source.run(), 20)
+
+
+async def test_it_leaves_no_files_and_no_logging_behind(
+    kafka: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, temporary = tmp_path / "work", tmp_path / "tmp"
+    work.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), logging.getLogger("faust").level, os.environ.copy())
+    await make_topic(kafka, name)
+    handler = Handler()
+    async with running(kafka.batches([name], name, handler)):
+        await produce(kafka, name, 1)
+        await eventually(lambda: handler.book.count == 1)
+    assert (root.level, list(root.handlers), logging.getLogger("faust").level, os.environ.copy()) == before
+    assert not list(work.iterdir())
+    assert not list(temporary.iterdir())
+
+
+async def test_only_our_topics_exist(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    before = set(await kafka.topics())
+    handler = Handler()
+    async with running(kafka.batches([name], name, handler)):
+        await asyncio.gather(*await kafka.send([record(name, b"1", 0)]))
+        await eventually(lambda: handler.book.count == 1)
+    assert {each for each in await kafka.topics() if name in each} == {name} <= before
+
+
+async def test_a_hung_consumer_is_built_anew(kafka_bootstrap: str, name: str) -> None:
+    settings = KafkaSettings(session_timeout_ms=2_000, heartbeat_interval_ms=300, stall_limit_ms=800)
+    broker = KafkaBroker(kafka_bootstrap, client_id="test", settings=settings)
+    await broker.open()
+    try:
+        await make_topic(broker, name, partitions=2)
+        handler = Handler()
+        source = broker.batches([name], name, handler)
+        async with running(source):
+            await produce(broker, name, 10, partitions=2)
+            await eventually(lambda: handler.book.count == 10)
+            assert isinstance(source, FaustBatchSource)
+            assert source._consumer is not None
+            source.hold(TP(name, 1))
+            fetcher = source._consumer._aio._fetcher
+            fetcher._fetch_task.cancel()  # as the reports describe it: it fetches no more
+            await eventually(lambda: all(task.done() for task in fetcher._pending_tasks))
+            await produce(broker, name, 10, partitions=2, start=10)
+            await eventually(lambda: len(handler.book.values[TP(name, 0)]) == 10, deadline_s=20)
+            assert len(handler.book.values[TP(name, 1)]) == 5
+            source.release(TP(name, 1))
+            await eventually(lambda: handler.book.count == 20)
+        assert handler.assigned_count == 2
+    finally:
+        await broker.close()
