@@ -17,6 +17,7 @@ import pytest
 
 from romancy_stream.broker.embedded import EmbeddedBroker
 from romancy_stream.broker.embedded import log as log_module
+from romancy_stream.broker.embedded.disk import Disk
 from romancy_stream.broker.port import TP, AssignedRange, OutRecord, Record, TopicSpec
 from romancy_stream.errors import (
     BrokerUnavailableError,
@@ -468,6 +469,38 @@ async def test_a_full_disk_fails_everything_and_loses_nothing(tmp_path: Path) ->
     async with opened(tmp_path) as again:
         assert await append(again, numbered(TOPIC, range(10, 11))) == [10]
         assert [r.value for r in await read_all(again, 11)] == [b"%d" % n for n in range(11)]
+
+
+async def test_a_disk_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "DELIVERY_LIMIT_S", 0.1)
+    monkeypatch.setattr(log_module, "CLOSE_LIMIT_S", 0.1)
+    gate = threading.Event()
+    broker = EmbeddedBroker(tmp_path)
+    await broker.open()
+    await broker.create_topics([TopicSpec(TOPIC, 1)])
+    disk = broker._log._disk
+    disk.submit(lambda _: gate.wait(), lambda *_: None)
+    try:
+        for future in await broker.send(numbered(TOPIC, range(3))):
+            with pytest.raises(BrokerUnavailableError, match="has not synced"):
+                await asyncio.wait_for(future, DEADLINE_S)
+        with pytest.raises(BrokerUnavailableError, match="did not answer"):
+            await broker.close()
+    finally:
+        gate.set()
+    await disk.stop()  # what the operating system does when the process ends
+    async with opened(tmp_path) as again:
+        assert (await append(again, numbered(TOPIC, range(1))))[0] in (0, 3)  # "it may still arrive"
+
+
+async def test_every_transaction_is_synced(tmp_path: Path) -> None:
+    """A kill cannot show it: what the kernel has survives the process."""
+
+    def ask(disk: Disk) -> list[object]:
+        return [disk._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+
+    async with opened(tmp_path) as broker:
+        assert await broker._log._disk.call(ask) == [2, "wal"]  # 2 is FULL
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
