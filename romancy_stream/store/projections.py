@@ -37,7 +37,9 @@ class Projections:
 
     async def scan_histories(self, page_instances: int = 500) -> AsyncIterator[Mapping[str, Sequence[HistoryEvent]]]:
         """Each page is a snapshot of its own: an instance never appears with half a commit. All runs of an instance,
-        by (run, seq). The order of ids is the database's."""
+        by (run, seq). The order of ids is the database's. ValueError when a page is to hold less than one."""
+        if page_instances < 1:
+            raise ValueError(f"a page of {page_instances} instances")
         last: str | None = None
         while page := await self._page_of_histories(last, page_instances):
             yield page

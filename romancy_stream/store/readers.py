@@ -44,27 +44,27 @@ class Readers(Projections):
         if search.impossible:
             return InstancePage([], None)
         rows: list[InstanceRow] = []
-        after = search.after
+        after, size = search.after, query.limit + 1  # one more than asked for tells whether there are more
         async with self.db.reading("list instances") as connection:
             while True:  # again where Python turned rows down; each round begins behind the one before
-                found = await self._candidates(connection, search, after)
+                found = await self._candidates(connection, search, after, size)
                 rows += filter(search.matches, found)
-                if len(found) <= query.limit or len(rows) > query.limit:
+                if len(found) < size or len(rows) > query.limit:
                     break
                 after = pages.Cursor(found[-1].started_us, found[-1].instance_id)
+                size = min(2 * size, pages.PAGE_ROWS_MAX)
         return _page(rows, query.limit, search.fingerprint)
 
     async def _candidates(
-        self, connection: AsyncConnection, search: _Search, after: pages.Cursor | None
+        self, connection: AsyncConnection, search: _Search, after: pages.Cursor | None, size: int
     ) -> list[InstanceRow]:
-        """One row more than the limit, so that the caller sees whether there are more."""
         table, dialect = tables.instances, self.db.dialect
         instance_id = _bytewise(table.c.instance_id, dialect)
         found = (
             select(*selects.columns(table, InstanceRow, dialect))
             .where(*search.conditions(dialect))
             .order_by(table.c.started_us.desc(), instance_id.desc())
-            .limit(search.query.limit + 1)
+            .limit(size)
         )
         if after is not None:
             started = table.c.started_us

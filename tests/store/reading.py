@@ -27,12 +27,13 @@ on_every_database = pytest.mark.parametrize(
 
 
 @contextlib.asynccontextmanager
-async def readers_on(url: str) -> AsyncIterator[Readers]:
+async def readers_on(url: str, migrated: bool = False) -> AsyncIterator[Readers]:
     """The read side alone, on a database with all tables."""
     database = Database(url)
     await database.open()
     try:
-        await migrate(database)
+        if not migrated:
+            await migrate(database)
         readers = Readers()
         readers.db = database
         yield readers

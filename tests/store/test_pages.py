@@ -112,6 +112,29 @@ async def test_newest_first_and_ties_by_id_byte_by_byte(database: str, request: 
             assert 1 <= len(found[-1].rows) <= limit
 
 
+@pytest.mark.postgres
+async def test_the_order_of_a_language_plays_no_part(postgres_db: str) -> None:
+    """A PostgreSQL whose default is the order of a language, where "a" stands before "B" and LOWER knows "Ä"."""
+    names = ["B", "a", "Äb", "äb", "a-b", "ab"]
+    async with readers_on(postgres_db) as readers, readers.db.writing("change collation") as connection:
+        await connection.exec_driver_sql("CREATE SCHEMA english")
+        await connection.exec_driver_sql("CREATE TABLE english.romancy_instances (LIKE romancy_instances)")
+        for column in ("instance_id", "workflow"):
+            await connection.exec_driver_sql(
+                f'ALTER TABLE english.romancy_instances ALTER {column} TYPE varchar(255) COLLATE "en-x-icu"'
+            )
+        name = (await connection.exec_driver_sql("SELECT current_database()")).scalar_one()
+        await connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET search_path = english, public')
+    async with readers_on(postgres_db, migrated=True) as readers:
+        await put(readers, [instance(name, workflow=name) for name in names])
+        found = [page async for page in pages_of(readers, InstanceQuery(limit=1))]
+        assert [row.instance_id for page in found for row in page.rows] == sorted(names, key=str.encode, reverse=True)
+        assert await ids(readers, workflow_name="ÄB") == ["Äb"]
+        assert await ids(readers, instance_id="B") == sorted(
+            (name for name in names if name != "a"), key=str.encode, reverse=True
+        )
+
+
 @on_every_database
 async def test_pages_stay_right_while_rows_arrive(database: str, request: pytest.FixtureRequest) -> None:
     async with readers_on(request.getfixturevalue(database)) as readers:

@@ -283,6 +283,12 @@ async def test_a_scan_meets_every_instance_once_with_its_whole_log(
                     assert {event.payload for event in events} == {f'"{name}"'.encode()}
 
 
+async def test_a_scan_by_pages_of_nothing(sqlite_db: str) -> None:
+    async with readers_on(sqlite_db) as readers:
+        with pytest.raises(ValueError, match="page of 0"):
+            await anext(aiter(readers.scan_histories(0)))
+
+
 @on_every_database
 async def test_projections_are_replaced_whole_and_only_those(database: str, request: pytest.FixtureRequest) -> None:
     async with readers_on(request.getfixturevalue(database)) as readers:
