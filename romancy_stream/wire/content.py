@@ -73,6 +73,8 @@ _PYTHON_REPR: Final = re.compile(
 )
 _NOT_A_NUMBER: Final = re.compile(rb"(?:\A|[\[,:])\s*[+-]?(?:NaN|nan|Infinity|inf)\s*(?:\Z|[\],}])")
 
+_NUMBER: Final = re.compile(rb"\s*-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?\s*\Z")
+
 
 @lru_cache(maxsize=_KINDS_CACHE_LIMIT)
 def kind_of(content_type: str | None) -> tuple[str, str]:
@@ -131,7 +133,8 @@ def explain(data: bytes, problem: Malformed) -> Malformed:
             "the data is not JSON; it looks like a Python repr, which the Python SDK writes for data that is no dict:"
             " serialise it with json.dumps(...).encode() before it becomes the event's data",
         )
-    if data.strip() and data.lstrip()[:1] not in (b"{", b"[", b'"'):
+    start = head.lstrip()[:1]
+    if start and start not in b'{["' and not _NUMBER.match(head):
         return Malformed(
             UNQUOTED_STRING,
             "the data is not JSON; it looks like a string without its quotes, which the JavaScript and Python SDKs"

@@ -22,7 +22,7 @@ _NAMED: Final = frozenset({"specversion", "id", "source", "type", "subject", "ti
 
 def to_cloudevent(event: WireEvent) -> CloudEvent:
     """Data is parsed JSON: integers keep their value, other numbers are floats. Extensions are strings. An event
-    without a time stays without one, although the SDK would invent it."""
+    without a time stays without one, although the SDK would invent it. JSON null and no data look the same."""
     attributes: dict[str, Any] = {
         "specversion": SPECVERSION,
         "id": event.id,

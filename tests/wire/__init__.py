@@ -1,0 +1,1 @@
+"""Tests of the wire codec and of the public contract `topics/`."""
