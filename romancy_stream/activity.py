@@ -391,6 +391,38 @@ class ActivityDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Activity[P, R]: ...
 
 
+class ActivityDefiner(Protocol):
+    """The type of `activity` and of `app.activity`: with and without parentheses."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[_NoContext, P], Coroutine[Any, Any, R]], /
+    ) -> Activity[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /
+    ) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[_NoContext, P], R], /) -> Activity[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[ActivityContext, P], R], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | timedelta | None = None,
+        total_timeout: float | timedelta | None = None,
+        transactional: bool = True,
+        queue: str = DEFAULT_QUEUE,
+    ) -> ActivityDecorator: ...
+
+
 def define_activity(
     function: Callable[..., Any],
     *,
@@ -412,35 +444,15 @@ def define_activity(
     )
 
 
-@overload
-def activity(
-    function: Callable[Concatenate[_NoContext, P], Coroutine[Any, Any, R]], /
-) -> Activity[Concatenate[Any, P], R]: ...
-@overload
-def activity(function: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
-@overload
-def activity(function: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
-@overload
-def activity(function: Callable[Concatenate[_NoContext, P], R], /) -> Activity[Concatenate[Any, P], R]: ...
-@overload
-def activity(function: Callable[Concatenate[ActivityContext, P], R], /) -> Activity[P, R]: ...
-@overload
-def activity(function: Callable[P, R], /) -> Activity[P, R]: ...
-@overload
-def activity(
-    *,
-    name: str | None = None,
-    retry: RetryPolicy | None = None,
-    timeout: float | timedelta | None = None,
-    total_timeout: float | timedelta | None = None,
-    transactional: bool = True,
-    queue: str = DEFAULT_QUEUE,
-) -> ActivityDecorator: ...
-def activity(function: Any = None, /, **options: Any) -> Any:
-    """Makes an activity of an `async def` or `def`; register it with `app.include(...)`. With and without
-    parentheses."""
+if TYPE_CHECKING:
+    activity: ActivityDefiner
+else:
 
-    def decorate(function: Any) -> Any:
-        return define_activity(function, **options)
+    def activity(function: Any = None, /, **options: Any) -> Any:
+        """Makes an activity of an `async def` or `def`; register it with `app.include(...)`. With and without
+        parentheses."""
 
-    return decorate if function is None else decorate(function)
+        def decorate(function: Any) -> Any:
+            return define_activity(function, **options)
+
+        return decorate if function is None else decorate(function)

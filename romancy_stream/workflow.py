@@ -13,7 +13,19 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from romancy_stream.engine.definitions import Publication, Scope
@@ -171,6 +183,17 @@ class WorkflowDecorator(Protocol):
     ) -> Workflow[P, R]: ...
 
 
+class WorkflowDefiner(Protocol):
+    """The type of `workflow` and of `app.workflow`: with and without parentheses."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /
+    ) -> Workflow[P, R]: ...
+    @overload
+    def __call__(self, *, name: str | None = None, event_handler: bool = False) -> WorkflowDecorator: ...
+
+
 def define_workflow(
     function: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]],
     *,
@@ -180,17 +203,17 @@ def define_workflow(
     return Workflow(function, name=name, event_handler=event_handler)
 
 
-@overload
-def workflow(function: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
-@overload
-def workflow(*, name: str | None = None, event_handler: bool = False) -> WorkflowDecorator: ...
-def workflow(function: Any = None, /, *, name: str | None = None, event_handler: bool = False) -> Any:
-    """Makes a workflow of an `async def`; register it with `app.include(...)`. With and without parentheses."""
+if TYPE_CHECKING:
+    workflow: WorkflowDefiner
+else:
 
-    def decorate(function: Any) -> Any:
-        return define_workflow(function, name=name, event_handler=event_handler)
+    def workflow(function: Any = None, /, **options: Any) -> Any:
+        """Makes a workflow of an `async def`; register it with `app.include(...)`. With and without parentheses."""
 
-    return decorate if function is None else decorate(function)
+        def decorate(function: Any) -> Any:
+            return define_workflow(function, **options)
+
+        return decorate if function is None else decorate(function)
 
 
 class WorkflowContext:

@@ -77,6 +77,11 @@ def test_input_goes_both_ways(
     assert restored.arguments == bound.arguments
 
 
+def test_names_are_those_of_the_data() -> None:
+    assert parameters(none, skip=1).names == ()
+    assert parameters(many, skip=1).names == ("name", "line", "note", "urgent")
+
+
 def test_no_parameter_ignores_whatever_comes() -> None:
     codec = parameters(none, skip=1)
     for raw in (None, b"5", b'{"a": 1}', b"not json"):
