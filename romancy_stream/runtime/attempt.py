@@ -1,0 +1,357 @@
+"""One attempt of an activity, from the task to what is to be sent. It is the `AttemptBackend` behind the user's `ctx`,
+and it alone decides what an attempt's end means: the result and everything that belongs to it in one transaction, or
+a failure and nothing else. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from romancy_stream.activity import Activity, ActivityContext, ActivityInfo
+from romancy_stream.engine.commit import COMPLETED, FAILED, RecordedResult
+from romancy_stream.engine.definitions import Publication
+from romancy_stream.engine.failure import encode_error
+from romancy_stream.errors import (
+    ActivityContextError,
+    ActivityError,
+    ActivityTimeoutError,
+    CommitUnknownError,
+    StoreUnavailableError,
+)
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.attempt_transaction import AttemptTransaction
+from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
+from romancy_stream.runtime.worker_messages import Message, Messages, Task, check_result
+from romancy_stream.store.database import finished
+from romancy_stream.store.failures import is_unavailable
+from romancy_stream.store.port import WorkerOutboxRow
+from romancy_stream.store.results import insert_result, insert_worker_outbox
+from romancy_stream.store.sql import SqlStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CLOSED: Final = "closed"
+RESENT: Final = "resent"
+
+EVENTS_LIMIT: Final = 10_000
+"""Events of one attempt: they wait in memory and become rows of one transaction."""
+ON_COMMIT_LIMIT_S: Final = 30.0
+"""A callback that hangs must not keep the result from the workflow."""
+LOOK_PAUSE_S: Final = (0.1, 5.0)
+"""First and longest pause before the database is asked again whether a commit happened."""
+LEFTOVERS_LIMIT: Final = 1_000
+"""Rows of a partition that are looked through for what another worker left to send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`kind`: COMPLETED, FAILED, RESENT (somebody's recorded result) or CLOSED (nobody wants to know). `events` go out
+    and are acknowledged before `result`. `rows` are the outbox rows that hold both, in that order, or empty."""
+
+    kind: str
+    result: Message | None = None
+    events: Sequence[Message] = ()
+    rows: Sequence[tuple[str, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all attempts of a worker share. `spawn` runs what an attempt leaves behind."""
+
+    store: SqlStore
+    messages: Messages
+    clock: DatabaseClock
+    threads: DaemonThreads
+    sequence: Iterator[int]
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Attempt:
+    """`queue`: where the task came from."""
+
+    def __init__(self, bench: Bench, task: Task, activity: Activity[Any, Any], queue: str) -> None:
+        self.task = task
+        self.leaving = False  # set before the worker cancels: then nothing is reported
+        self._bench = bench
+        self._activity = activity
+        self._queue = queue
+        self._bridge = LoopBridge(bench.threads.returned)
+        self._transaction = AttemptTransaction(bench.store.db.engine)
+        self._published: list[Publication] = []
+        self._messages: list[Message] = []
+        self._on_commit: list[Callable[[], Awaitable[None] | None]] = []
+        self._ended = False
+        self._started_ns = 0
+        self._timeout: asyncio.Timeout | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # -- the backend of ctx ----------------------------------------------------------------------------------------
+    def session(self) -> AsyncSession:
+        self._require_transaction()
+        return self._transaction.session
+
+    def sync_session(self) -> Session:
+        self._require_transaction()
+        if not in_bridge():
+            raise ActivityContextError("ctx.session belongs to the thread of the activity, not to other threads")
+        session = self._transaction.session
+        # Now, in the loop: the pool of connections belongs to it.
+        wait_in_thread(session.connection())
+        return session.sync_session
+
+    def publish(self, publication: Publication) -> None:
+        self._require_running()
+        if len(self._messages) >= EVENTS_LIMIT:
+            raise ActivityContextError(f"an attempt may publish {EVENTS_LIMIT:,} events, not more")
+        bench, number = self._bench, len(self._messages) + 1
+        self._messages.append(bench.messages.published(self.task, number, publication, bench.clock.now_us()))
+
+    def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
+        self._require_running()
+        self._on_commit.append(callback)
+
+    def call_plain(self, function: Callable[[], T]) -> T:
+        if self._timeout is not None and not self._activity.is_async:
+            self._loop.call_soon_threadsafe(self._start_clock)
+        return self._bridge.call(function)
+
+    def _require_transaction(self) -> None:
+        self._require_running()
+        if not self._activity.transactional:
+            raise ActivityContextError(f"activity {self.task.name!r} has no session: it is transactional=False")
+
+    def _require_running(self) -> None:
+        if self._ended:
+            raise ActivityContextError(f"the attempt has ended ({self.task}): its ctx cannot be used any more")
+
+    # -- the attempt -----------------------------------------------------------------------------------------------
+    async def run(self) -> Outcome:
+        """Raises CancelledError when the worker is `leaving`, and nothing else that is not a bug."""
+        self._started_ns = time.perf_counter_ns()
+        try:
+            result = await self._call()
+            check_result(result, f"activity {self.task.name!r}, result")
+        except BaseException as error:
+            self._ended = True
+            await self._discard()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            if self.leaving:
+                raise asyncio.CancelledError from error
+            return await self._failed(_explained(error))
+        self._ended = True
+        return await self._succeeded(result)
+
+    async def _call(self) -> bytes:
+        task, activity = self.task, self._activity
+        info = ActivityInfo(
+            task.key.instance_id,
+            task.key.run,
+            task.key.activity_id,
+            task.name,
+            task.attempt,
+            self._queue,
+            task.workflow,
+        )
+        ctx = ActivityContext(info, self)
+        if task.timeout_s is None:
+            return await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
+        # The time of a plain function begins when it has a thread.
+        self._timeout = asyncio.timeout(task.timeout_s if activity.is_async else None)
+        try:
+            async with self._timeout:
+                result = await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
+        except BaseException as error:
+            if self._timeout.expired() and not self.leaving:
+                raise self._timed_out() from error
+            raise
+        if self._timeout.expired():  # the function took no notice
+            raise self._timed_out()
+        return result
+
+    def _start_clock(self) -> None:
+        if not self._ended and self._timeout is not None and self._timeout.when() is None:
+            assert self.task.timeout_s is not None
+            self._timeout.reschedule(self._loop.time() + self.task.timeout_s)
+
+    def _timed_out(self) -> ActivityTimeoutError:
+        activity_id, timeout_s = self.task.key.activity_id, self.task.timeout_s
+        return ActivityTimeoutError(f"activity {activity_id} did not finish within its timeout of {timeout_s:g} s")
+
+    @property
+    def _duration_us(self) -> int:
+        return (time.perf_counter_ns() - self._started_ns) // 1_000
+
+    async def _discard(self) -> None:
+        """Rolls back. A thread that goes on is left behind, and the transaction with it."""
+        running = self._bridge.close()
+        if running:
+            log.warning("%s: given up, but its thread cannot be ended and goes on", self.task)
+            for _ in range(running):
+                self._bench.threads.abandon()
+            self._bench.spawn(self._abandon())
+        elif self._transaction.is_open:
+            await finished(self._transaction.roll_back())
+
+    async def _abandon(self) -> None:
+        await self._bridge.quiet()
+        await self._transaction.abandon()
+
+    # -- failure ---------------------------------------------------------------------------------------------------
+    async def _failed(self, error: BaseException) -> Outcome:
+        if self._transaction.is_open:
+            # It may have failed because another execution of the same task was first.
+            try:
+                standing = await self._standing()
+            except StoreUnavailableError as unavailable:
+                log.info("%s: cannot look for another result: %s", self.task, unavailable)
+                standing = None
+            if standing is not None:
+                return standing
+        return self._report(error, self._is_retryable(error))
+
+    def _report(self, error: BaseException, retryable: bool) -> Outcome:
+        encoded = encode_error(error, retryable=retryable)
+        bench = self._bench
+        return Outcome(FAILED, bench.messages.failed(self.task, encoded, self._duration_us, bench.clock.now_us()))
+
+    def _is_retryable(self, error: BaseException) -> bool:
+        policy = self.task.policy
+        if isinstance(error, ActivityTimeoutError) or _is_infrastructure(error):
+            policy = RetryPolicy(do_not_retry_on=policy.do_not_retry_on)
+        return policy.is_retryable(error)
+
+    # -- success ---------------------------------------------------------------------------------------------------
+    async def _succeeded(self, result: bytes) -> Outcome:
+        if self._transaction.is_open or (self._messages and self._activity.transactional):
+            outcome = await finished(self._commit(result))
+        else:
+            self._bridge.close()
+            bench = self._bench
+            message = bench.messages.completed(self.task, result, self._duration_us, bench.clock.now_us())
+            outcome = Outcome(COMPLETED, message, self._messages)
+        if outcome.kind == COMPLETED and self._on_commit:
+            await self._call_back()
+        return outcome
+
+    async def _commit(self, result: bytes) -> Outcome:
+        for _ in range(self._bridge.close()):
+            self._bench.threads.abandon()
+        await self._bridge.quiet()
+        bench, task = self._bench, self.task
+        now_us = bench.clock.now_us()
+        record = RecordedResult(task.key, task.attempt, COMPLETED, result, bench.messages.worker_id, now_us)
+        message = bench.messages.recorded(task, record, self._duration_us)
+        rows = self._rows([*self._messages, message], now_us)
+
+        async def write(connection: AsyncConnection) -> bool:
+            if not await insert_result(connection, record):
+                return False
+            await insert_worker_outbox(connection, rows)
+            return True
+
+        committed = Outcome(COMPLETED, message, self._messages, [(row.incarnation, row.seq) for row in rows])
+        try:
+            if await self._transaction.commit(write):
+                return committed
+            standing = await self._until_it_answers(self._standing)
+        except CommitUnknownError as error:
+            standing = await self._until_it_answers(lambda: self._standing(record, committed))
+            return standing or self._report(error, True)
+        except Exception as error:
+            return await self._failed(error)
+        return standing or self._report(_vanished(task), True)
+
+    def _rows(self, messages: Sequence[Message], now_us: int) -> list[WorkerOutboxRow]:
+        bench = self._bench
+        part = bench.messages.part_of(self.task.key.instance_id)
+        return [
+            WorkerOutboxRow(
+                bench.messages.incarnation, next(bench.sequence), part, now_us, m.topic, m.key, m.headers, m.value
+            )
+            for m in messages
+        ]
+
+    async def _call_back(self) -> None:
+        for callback in self._on_commit:
+            try:
+                answer = callback()
+                if inspect.isawaitable(answer):
+                    async with asyncio.timeout(ON_COMMIT_LIMIT_S):
+                        await answer
+            except Exception:
+                log.exception("%s: on_commit callback %r failed; what was committed stays", self.task, callback)
+
+    # -- somebody was first ----------------------------------------------------------------------------------------
+    async def _standing(self, mine: RecordedResult | None = None, committed: Outcome | None = None) -> Outcome | None:
+        """What follows from the row in activity_results, None when there is none. `committed`: if it is `mine`."""
+        found = (await self._bench.store.results([self.task.key])).get(self.task.key)
+        if found is None:
+            return None
+        if mine is not None and (found.attempt, found.worker, found.at_us) == (mine.attempt, mine.worker, mine.at_us):
+            return committed
+        return await outcome_of(self._bench, self.task, found)
+
+    async def _until_it_answers(self, look: Callable[[], Awaitable[T]]) -> T:
+        pause_s = LOOK_PAUSE_S[0]
+        while True:
+            try:
+                return await look()
+            except StoreUnavailableError as error:
+                log.warning("%s: committed or not? The database does not answer: %s", self.task, error)
+            if self.leaving:
+                raise asyncio.CancelledError
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_PAUSE_S[1])
+
+
+async def outcome_of(bench: Bench, task: Task, found: RecordedResult) -> Outcome:
+    """Of a task whose activity has a recorded result. What its worker left to send goes first: events of an activity
+    are acknowledged before its result."""
+    if found.outcome == CLOSED:
+        return Outcome(CLOSED)
+    part = bench.messages.part_of(task.key.instance_id)
+    rows = await bench.store.worker_outbox([part], bench.clock.now_us() + 1, LEFTOVERS_LIMIT)
+    left = [
+        Message(row.topic, row.key, row.headers, row.value, None)
+        for row in sorted(rows, key=lambda row: (row.incarnation, row.seq))
+        if row.key == task.key.instance_id
+    ]
+    return Outcome(RESENT, bench.messages.recorded(task, found, None), left)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Nobody but the worker may cancel an attempt or end the process."""
+    if isinstance(error, Exception):
+        return error
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+    explained = ActivityError(f"the activity raised {type(error).__name__}: {error}")
+    explained.__cause__ = error
+    return explained
+
+
+def _vanished(task: Task) -> BaseException:
+    return ActivityError(f"another result of {task} was in the way, and is gone")
+
+
+def _is_infrastructure(error: BaseException) -> bool:
+    """Nothing that the activity did: a database that is away, a deadlock, a serialization failure."""
+    if isinstance(error, StoreUnavailableError | CommitUnknownError):
+        return True
+    return isinstance(error, exc.DBAPIError | exc.TimeoutError) and is_unavailable(error)

@@ -1,0 +1,160 @@
+"""The one database transaction of an attempt: the user's session, and the end that only the engine may put to it.
+Opened when it is first needed. Knows SQLAlchemy, no tables and no workflows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, RootTransaction, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from romancy_stream.errors import ActivityContextError, CommitUnknownError
+from romancy_stream.store.failures import is_lost
+
+log = logging.getLogger(__name__)
+
+
+class ActivitySession(Session):
+    """A session whose transaction is ended by the engine. Savepoints are the user's."""
+
+    opened_on: Connection | None = None
+    opened_root: RootTransaction | None = None
+
+    engine_begin = Session.begin
+    engine_commit = Session.commit
+    engine_close = Session.close
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        if not nested:
+            _refuse("begin")
+        return super().begin(nested=True)
+
+    def commit(self) -> None:
+        _refuse("commit")
+
+    def rollback(self) -> None:
+        _refuse("rollback")
+
+    def prepare(self) -> None:
+        _refuse("prepare")
+
+    def close(self) -> None:
+        _refuse("close")
+
+    def reset(self) -> None:
+        _refuse("reset")
+
+    def invalidate(self) -> None:
+        _refuse("invalidate")
+
+    def engine_abandon(self) -> None:
+        """Ends the connection. Leaves the session alone: a thread may be in the middle of it."""
+        connection = self.opened_on
+        if connection is not None and not connection.closed:
+            connection.invalidate()
+            connection.close()
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ActivityContextError(
+        f"session.{what}() is not for activities: the engine commits the session with the activity's result, and rolls "
+        "it back when the activity raises; for a part that may fail use session.begin_nested()"
+    )
+
+
+@event.listens_for(ActivitySession, "after_begin")
+def _opened(session: ActivitySession, _transaction: SessionTransaction, connection: Connection) -> None:
+    if session.opened_on is None:
+        root = connection.get_transaction()
+        assert root is not None
+        session.opened_on = connection
+        session.opened_root = root
+
+
+class AttemptTransaction:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._session: AsyncSession | None = None
+        self._root: SessionTransaction | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._session is not None
+
+    @property
+    def session(self) -> AsyncSession:
+        if self._session is None:
+            self._session = AsyncSession(self._engine, sync_session_class=ActivitySession, expire_on_commit=False)
+            self._root = _sync(self._session).engine_begin()
+        return self._session
+
+    async def commit(self, write: Callable[[AsyncConnection], Awaitable[bool]]) -> bool:
+        """What the session holds and what `write` writes, or nothing: False when `write` says no. Raises what went
+        wrong after it was rolled back, and CommitUnknownError when nobody can say."""
+        session = self.session
+        try:
+            await session.flush()
+            connection = await session.connection()
+            self._require_untouched(_sync(session))
+            if not await write(connection):
+                await self.roll_back()
+                return False
+        except BaseException:
+            await self.roll_back()
+            raise
+        try:
+            await session.run_sync(_commit)
+        except Exception as error:
+            await self.roll_back()
+            if is_lost(error):
+                raise CommitUnknownError(f"the connection broke during the commit: {error}") from error
+            raise
+        await self.roll_back()  # nothing is left to roll back: gives the connection back
+        return True
+
+    def _require_untouched(self, session: ActivitySession) -> None:
+        root = session.opened_root
+        if session.get_transaction() is self._root and root is not None and root.is_active:
+            return
+        raise ActivityContextError(
+            "the activity ended its transaction by itself (through session.connection() or session.get_transaction()): "
+            "the engine commits it with the activity's result"
+        )
+
+    async def roll_back(self) -> None:
+        if self._session is not None:
+            await self._end(_close)
+
+    async def abandon(self) -> None:
+        """While a thread may still be using the session: the server rolls back, as the connection ends."""
+        if self._session is not None:
+            await self._end(_abandon)
+
+    async def _end(self, how: Callable[[Session], None]) -> None:
+        assert self._session is not None
+        try:
+            await self._session.run_sync(how)
+        except Exception as error:  # then the connection is broken, and the server rolls back
+            log.info("a transaction could not be rolled back in order: %r", error)
+
+
+def _sync(session: AsyncSession) -> ActivitySession:
+    sync_session = session.sync_session
+    assert isinstance(sync_session, ActivitySession)
+    return sync_session
+
+
+def _commit(session: Any) -> None:
+    session.engine_commit()
+
+
+def _close(session: Any) -> None:
+    session.engine_close()
+
+
+def _abandon(session: Any) -> None:
+    session.engine_abandon()

@@ -1,0 +1,210 @@
+"""Plain `def` activities: threads for them to run in, and the bridge over which such a thread uses the database of the
+event loop. SQLAlchemy's asyncio drivers hand what they wait for to the parent of the current greenlet; here that
+parent is the thread, which lets the loop wait and sleeps meanwhile. So the loop is never blocked, and the session of
+the thread is on the same transaction as everything else in the attempt. Knows nothing of workflows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from greenlet import getcurrent, greenlet
+
+from romancy_stream.errors import ActivityContextError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _ThreadGreenlet(greenlet):
+    """Where SQLAlchemy may wait. The name of the attribute is SQLAlchemy's."""
+
+    __sqlalchemy_greenlet_provider__ = True
+
+
+class LoopBridge:
+    """One attempt's way from its threads into the event loop; made in the loop. When it is closed, what is under way
+    is the last thing that the loop does for it. `on_late_end` is called, in the thread, by each thread that ends
+    after that."""
+
+    def __init__(self, on_late_end: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_late_end = on_late_end
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = 0
+        self._in_flight = 0
+        self._quiet: asyncio.Event | None = None
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+    def call(self, function: Callable[[], T]) -> T:
+        with self._lock:
+            self._refuse_when_closed()
+            self._threads += 1
+        try:
+            return self._drive(function)
+        finally:
+            with self._lock:
+                self._threads -= 1
+                late = self._closed
+            if late:
+                self._on_late_end()
+
+    def _drive(self, function: Callable[[], T]) -> T:
+        inner = _ThreadGreenlet(function)
+        inner.gr_context = contextvars.copy_context()
+        value: Any = inner.switch()
+        while not inner.dead:
+            try:
+                answer = self._wait(value)
+            except BaseException:
+                value = inner.throw(*sys.exc_info())
+            else:
+                value = inner.switch(answer)
+        result: T = value
+        return result
+
+    def _wait(self, awaitable: Awaitable[Any]) -> Any:
+        with self._lock:
+            if self._closed and asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            self._refuse_when_closed()
+            future = asyncio.run_coroutine_threadsafe(self._in_loop(awaitable), self._loop)
+            self._in_flight += 1
+        # Code of a driver that ends a broken connection asks for the loop of its thread.
+        asyncio.set_event_loop(self._loop)
+        try:
+            return future.result()
+        finally:
+            asyncio.set_event_loop(None)
+
+    async def _in_loop(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                if self._quiet is not None and not self._in_flight:
+                    self._quiet.set()
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise ActivityContextError("this attempt has ended; its session and its transaction with it")
+
+    # -- in the loop ---------------------------------------------------------------------------------------------
+    def close(self) -> int:
+        """Returns how many threads still run code of the attempt."""
+        with self._lock:
+            running = 0 if self._closed else self._threads
+            self._closed = True
+            return running
+
+    async def quiet(self) -> None:
+        """After `close`: until the loop does nothing for a thread any more."""
+        with self._lock:
+            if not self._in_flight:
+                return
+            self._quiet = asyncio.Event()
+        await self._quiet.wait()
+
+
+def in_bridge() -> bool:
+    """Whether this code runs inside `LoopBridge.call`."""
+    return isinstance(getcurrent(), _ThreadGreenlet)
+
+
+def wait_in_thread(awaitable: Awaitable[T]) -> T:
+    """Inside `LoopBridge.call` only: lets the loop wait for it."""
+    parent = getcurrent().parent
+    assert parent is not None
+    result: T = parent.switch(awaitable)
+    return result
+
+
+class DaemonThreads(Executor):
+    """A pool of at most `limit` threads that do not keep the process alive: user code that hangs cannot be ended, and
+    must not stop the worker from ending either. For a thread that was given up (`abandon`) another one may be
+    started, up to `limit` of them: after that the queue waits."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._started = 0
+        self._abandoned = 0
+        self._closed = False
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that still run something nobody waits for."""
+        return self._abandoned
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        job = partial(_run, future, partial(fn, *args, **kwargs))
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the thread pool is closed")
+            self._jobs.put(job)
+            if self._idle:
+                self._idle -= 1
+            else:
+                self._grow()
+        return future
+
+    def _grow(self) -> None:
+        if self._threads < self._limit + min(self._abandoned, self._limit):
+            self._threads += 1
+            self._started += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # not kept alive, with all it refers to, until the next one comes
+            with self._lock:
+                if self._threads > self._limit + min(self._abandoned, self._limit):
+                    break
+                self._idle += 1
+        with self._lock:
+            self._threads -= 1
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned += 1
+            if not self._idle:
+                self._grow()
+
+    def returned(self) -> None:
+        """An abandoned thread has come to its end after all."""
+        with self._lock:
+            self._abandoned -= 1
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
+        """Never waits; see above. What is queued is still done."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._threads):
+                self._jobs.put(None)
+
+
+def _run(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,454 @@
+"""The activity worker: reads tasks from the queues that it serves, runs the attempts side by side, sends what they
+came to, and commits how far it is. It decides nothing about an attempt (`attempt` does) and nothing about retries
+(the engine does).
+
+A task may come twice, here or elsewhere, and an attempt may be cut off at any point; nothing is lost by that: an offset
+is committed when the broker has the result, and what a transaction recorded is found again by its key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from romancy_stream.activity import Activity
+from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource
+from romancy_stream.engine.commit import COMPLETED, FAILED, ActivityKey, RecordedResult
+from romancy_stream.engine.failure import encode_error
+from romancy_stream.errors import (
+    ActivityError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    PayloadTooLargeError,
+    StoreUnavailableError,
+)
+from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
+from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.sync_session import DaemonThreads
+from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
+from romancy_stream.runtime.worker_offsets import Progress
+from romancy_stream.runtime.worker_sending import Sender
+from romancy_stream.store.sql import SqlStore
+from romancy_stream.wire.event import Topics
+from romancy_stream.wire.malformed import Malformed
+
+log = logging.getLogger(__name__)
+
+CONCURRENCY: Final = 100
+"""Attempts at a time. They mostly wait for other services; what they hold is little."""
+THREADS: Final = 20
+"""Threads for plain `def` activities: as many as there are connections in the pool of the database."""
+FETCH_LIMIT: Final = 500
+"""Tasks of one fetch: beyond some hundred the cost of a fetch is spread thin enough."""
+TIDY_EVERY_S: Final = 0.5
+"""How old an end may be before its offset is committed and its outbox row deleted. Well below the time after which the
+engine takes a row for an orphan."""
+TIDY_EVERY_TASKS: Final = 1_000
+"""Ends after which that is done at once: what a crash would have done again."""
+BACKOFF_S: Final = (0.1, 5.0)
+"""First and longest pause before broker or database are asked again."""
+LEAVE_S: Final = 5.0
+"""After the drain: for transactions to roll back and offsets to be committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """A snapshot. The counts are since the start. `completed` and `failed` attempts were reported, `resent` ones had
+    a recorded result, `closed` ones were given up by the engine; `doubled` tasks joined one under way; `refused`
+    messages the broker will not take; `cut_off` attempts were under way when the worker left."""
+
+    running: int
+    unsent: bool
+    rows_to_delete: int
+    abandoned_threads: int
+    completed: int
+    failed: int
+    resent: int
+    closed: int
+    doubled: int
+    malformed: int
+    unknown: int
+    refused: int
+    cut_off: int
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """One task under way and the places where it was read: more than one when it came again meanwhile."""
+
+    places: list[tuple[Progress, int]]
+    attempt: Attempt | None = None
+    asyncio_task: asyncio.Task[None] | None = None
+
+
+class ActivityWorker:
+    """Serves `queues`, each as a member of the group `{namespace}.workers.{queue}`. The broker and the store are open
+    and stay open for as long as it runs. An object for one life: `start`, then `stop`."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        store: SqlStore,
+        activities: Mapping[str, Activity[Any, Any]],
+        *,
+        namespace: str,
+        queues: Sequence[str],
+        partitions: int,
+        worker_id: str,
+        concurrency: int = CONCURRENCY,
+        threads: int = THREADS,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("threads", threads), ("queues", len(queues))):
+            if value < 1:
+                raise ConfigurationError(f"an activity worker needs {name} of at least 1, not {value}")
+        self.incarnation = uuid.uuid4().hex
+        self._broker = broker
+        self._store = store
+        self._activities = activities
+        self._concurrency = concurrency
+        self._messages = Messages(namespace, partitions, worker_id, self.incarnation)
+        self._clock = DatabaseClock()
+        self._threads = DaemonThreads(threads, "romancy-activity")
+        self._sender = Sender(broker, store)
+        self._bench = Bench(store, self._messages, self._clock, self._threads, itertools.count(1), self._spawn_leftover)
+        self._queues = [_Queue(self, queue) for queue in dict.fromkeys(queues)]
+        self._slots = asyncio.Semaphore(concurrency)
+        self._room = asyncio.Event()
+        self._running: dict[tuple[ActivityKey, int], _Running] = {}
+        self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
+        self._leftovers: set[asyncio.Task[None]] = set()
+        self._services: list[asyncio.Task[None]] = []
+        self._counts: Counter[str] = Counter()
+        self._ends = 0  # since the last tidying
+        self._tidy = asyncio.Event()
+        self._tidy_now = asyncio.Event()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leaving = False
+
+    # -- life cycle ------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Raises StoreUnavailableError, BrokerUnavailableError."""
+        self._clock.learn(await self._store.now_us())
+        started = []
+        try:
+            for queue in self._queues:
+                started.append(queue)
+                await queue.open()
+        except BaseException:
+            for queue in started:
+                await queue.close()
+            raise
+        for queue in self._queues:
+            self._services.append(self._guarded(queue.consume(), f"romancy-tasks-{queue.name}"))
+        self._services.append(self._guarded(self._tidy_up_for_ever(), "romancy-worker-tidy"))
+
+    async def run(self) -> None:
+        """Between `start` and `stop`: never returns; raises what the worker cannot go on after."""
+        await asyncio.shield(self._failure)
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Takes no more tasks, gives those under way `drain_s` to end, and cuts off the rest: those are delivered
+        again, here or elsewhere. A thread that goes on is left to itself."""
+        services, self._services = self._services, []
+        for service in services:
+            service.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
+        if self._waiting and drain_s > 0:
+            await asyncio.wait(self._waiting, timeout=drain_s)
+        self._leaving = True
+        for running in self._running.values():
+            if running.attempt is not None:
+                running.attempt.leaving = True
+        for task in self._waiting:
+            task.cancel()
+        while self._waiting or self._leftovers:
+            _, late = await asyncio.wait(self._waiting | self._leftovers, timeout=LEAVE_S)
+            if late:
+                log.error("%d transactions did not end within %g s; the database ends them", len(late), LEAVE_S)
+                break
+        if services:
+            await self._tidy_up()
+        for queue in self._queues:
+            await queue.close()
+        self._threads.shutdown()
+        if not self._failure.done():
+            self._failure.cancel()
+
+    def statistics(self) -> WorkerStatistics:
+        counts = self._counts
+        return WorkerStatistics(
+            running=len(self._running),
+            unsent=not self._sender.ready.is_set(),
+            rows_to_delete=self._sender.rows_to_delete,
+            abandoned_threads=self._threads.abandoned,
+            completed=counts[COMPLETED],
+            failed=counts[FAILED],
+            resent=counts[RESENT],
+            closed=counts[CLOSED],
+            doubled=counts["doubled"],
+            malformed=counts["malformed"],
+            unknown=counts["unknown"],
+            refused=self._sender.refused,
+            cut_off=counts["cut_off"],
+        )
+
+    def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A failure of `work` is one of the worker."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._notice)
+        return task
+
+    def _notice(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        assert error is not None
+        log.error("the activity worker fails", exc_info=error)
+        if not self._failure.done():
+            self._failure.set_exception(error)
+            self._failure.exception()  # whoever calls `run` hears it; it has been logged
+
+    def _spawn_leftover(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._guarded(work, "romancy-attempt-leftover")
+        self._leftovers.add(task)
+        task.add_done_callback(self._leftovers.discard)
+
+    # -- taking tasks ------------------------------------------------------------------------------------------------
+    async def room(self) -> int:
+        """Waits until an attempt can be started and its result can be sent; returns how many."""
+        while True:
+            await self._sender.ready.wait()
+            free = self._concurrency - len(self._waiting)
+            if free > 0:
+                return min(free, FETCH_LIMIT)
+            self._room.clear()
+            await self._room.wait()
+
+    async def take(self, queue: _Queue, records: Sequence[Record]) -> None:
+        """Starts what is to be started. Only the question for recorded results waits."""
+        suspects: list[tuple[Task, Progress, int]] = []
+        for record in records:
+            progress = queue.progress.get(TP(record.topic, record.partition))
+            if progress is None:
+                continue  # it went to somebody else while it was on its way to us
+            progress.taken(record.offset)
+            task = read_task(record)
+            if isinstance(task, Malformed):
+                self._start(self._quarantine(record, task, progress))
+            elif record.offset < progress.end:
+                suspects.append((task, progress, record.offset))
+            else:
+                self._begin(queue, task, progress, record.offset, None)
+        if suspects:
+            found = await self._recorded({task.key for task, _, _ in suspects})
+            for task, progress, offset in suspects:
+                self._begin(queue, task, progress, offset, found.get(task.key))
+
+    async def _recorded(self, keys: Iterable[ActivityKey]) -> Mapping[ActivityKey, RecordedResult]:
+        pause_s = BACKOFF_S[0]
+        while True:
+            try:
+                return await self._store.results(list(keys))
+            except StoreUnavailableError as error:
+                log.warning("tasks wait for the database: %s", error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+
+    def _begin(self, queue: _Queue, task: Task, progress: Progress, offset: int, found: RecordedResult | None) -> None:
+        running = self._running.get(task.identity)
+        if running is not None:
+            running.places.append((progress, offset))
+            self._counts["doubled"] += 1
+            return
+        running = self._running[task.identity] = _Running([(progress, offset)])
+        self._start(self._work(queue, task, running, found))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._guarded(work, "romancy-attempt")
+        self._waiting.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
+        self._room.set()
+
+    # -- one task ------------------------------------------------------------------------------------------------------
+    async def _work(self, queue: _Queue, task: Task, running: _Running, found: RecordedResult | None) -> None:
+        try:
+            async with self._slots:
+                outcome = await self._outcome(queue, task, running, found)
+                await self._report(task, outcome)
+        except asyncio.CancelledError:
+            if not self._leaving:
+                raise
+            self._counts["cut_off"] += 1
+            log.info("cut off, to be delivered again: %s", task)
+        else:
+            self._counts[outcome.kind] += 1
+            self._done(running.places)
+        finally:
+            del self._running[task.identity]
+
+    async def _outcome(self, queue: _Queue, task: Task, running: _Running, found: RecordedResult | None) -> Outcome:
+        if found is not None:
+            return await self._known(task, found)
+        activity = self._activities.get(task.name)
+        if activity is None:
+            return self._unknown(queue, task)
+        running.attempt = Attempt(self._bench, task, activity, queue.name)
+        return await running.attempt.run()
+
+    async def _known(self, task: Task, found: RecordedResult) -> Outcome:
+        pause_s = BACKOFF_S[0]
+        while True:
+            try:
+                return await outcome_of(self._bench, task, found)
+            except StoreUnavailableError as error:
+                log.warning("%s: a recorded result waits for the database: %s", task, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+
+    def _unknown(self, queue: _Queue, task: Task) -> Outcome:
+        """Another version of the worker may know it."""
+        self._counts["unknown"] += 1
+        message = (
+            f"worker {self._messages.worker_id} serves the queue {queue.name!r} but has no activity {task.name!r}: "
+            "register it there, or give it a queue= that only workers serve that have it"
+        )
+        log.error(message)
+        error = encode_error(ActivityError(message), retryable=True)
+        return Outcome(FAILED, self._messages.failed(task, error, 0, self._clock.now_us()))
+
+    async def _report(self, task: Task, outcome: Outcome) -> None:
+        """Returns when the broker has everything, or will never have it."""
+        refusals: list[str | None] = []
+        if outcome.events:
+            refusals = await self._sender.deliver(outcome.events)
+        if outcome.result is not None:
+            refusals += await self._sender.deliver([outcome.result])
+            if refusals[-1] is not None:
+                await self._result_refused(task, outcome, refusals[-1])
+        for index, refusal in enumerate(refusals):
+            if refusal is not None:
+                row = outcome.rows[index] if outcome.rows else None
+                log.error("%s: the broker refuses message %d for good (outbox row %s): %s", task, index, row, refusal)
+        self._sender.sent([row for row, refusal in zip(outcome.rows, refusals, strict=False) if refusal is None])
+
+    async def _result_refused(self, task: Task, outcome: Outcome, refusal: str) -> None:
+        """The workflow must hear something. A failure for good makes the engine look at what is recorded: a result
+        that a transaction holds is used after all."""
+        if outcome.kind == FAILED:
+            return
+        error = encode_error(
+            PayloadTooLargeError(f"the broker refuses the result of {task}: {refusal}"), retryable=False
+        )
+        await self._sender.deliver([self._messages.failed(task, error, 0, self._clock.now_us())])
+
+    async def _quarantine(self, record: Record, problem: Malformed, progress: Progress) -> None:
+        log.error("%s/%d@%d is no task: %s", record.topic, record.partition, record.offset, problem.message)
+        self._counts["malformed"] += 1
+        letter: Message = self._messages.dead_letter(record, problem)
+        await self._sender.deliver([letter])
+        self._done([(progress, record.offset)])
+
+    # -- how far we are ------------------------------------------------------------------------------------------------
+    def _done(self, places: Sequence[tuple[Progress, int]]) -> None:
+        for progress, offset in places:
+            progress.done(offset)
+        self._ends += 1
+        self._tidy.set()
+        if self._ends >= TIDY_EVERY_TASKS:
+            self._tidy_now.set()
+
+    async def _tidy_up_for_ever(self) -> None:
+        while True:
+            await self._tidy.wait()
+            try:
+                async with asyncio.timeout(TIDY_EVERY_S):
+                    await self._tidy_now.wait()
+            except TimeoutError:
+                pass
+            self._tidy.clear()
+            self._tidy_now.clear()
+            self._ends = 0
+            await self._tidy_up()
+            if self._sender.rows_to_delete:
+                self._tidy.set()
+
+    async def _tidy_up(self) -> None:
+        for queue in self._queues:
+            await queue.commit(queue.progress.values())
+        await self._sender.delete_sent()
+
+
+@dataclass(eq=False)
+class _Queue:
+    """The membership of a worker in one queue's group: its `TaskHandler`."""
+
+    worker: ActivityWorker
+    name: str
+    progress: dict[TP, Progress] = field(default_factory=dict)
+    source: TaskSource | None = None
+
+    # -- TaskHandler -----------------------------------------------------------------------------------------------
+    async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
+        self.progress = {tp: Progress(tp, assigned) for tp, assigned in ranges.items()}
+
+    async def on_revoked(self, partitions: set[TP]) -> None:
+        """Attempts under way go on; what they come to is sent, but their offsets are somebody else's now."""
+        lost = [self.progress.pop(tp) for tp in partitions if tp in self.progress]
+        await self.commit(lost)
+
+    # -- in the worker's hands ---------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        topics = Topics(self.worker._messages.topics.namespace)
+        group = f"{topics.namespace}.workers.{self.name}"
+        source = self.worker._broker.tasks([topics.tasks(self.name)], group, self)
+        await source.start()
+        self.source = source
+
+    async def close(self) -> None:
+        source, self.source = self.source, None
+        if source is not None:
+            try:
+                await source.stop()
+            except BrokerUnavailableError as error:
+                log.warning("queue %r: left without a word: %s", self.name, error)
+
+    async def consume(self) -> None:
+        pause_s = BACKOFF_S[0]
+        while True:
+            limit = await self.worker.room()
+            try:
+                if self.source is None:
+                    await self.open()
+                assert self.source is not None
+                records = await self.source.fetch(limit)
+            except BrokerUnavailableError as error:
+                log.warning("queue %r: no tasks for now: %s", self.name, error)
+                await self.close()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, BACKOFF_S[1])
+                continue
+            pause_s = BACKOFF_S[0]
+            await self.worker.take(self, records)
+
+    async def commit(self, progresses: Iterable[Progress]) -> None:
+        """As far as it can: what is not committed is done again, no more."""
+        behind = {each.tp: each.low for each in progresses if each.low > each.committed}
+        if not behind or self.source is None:
+            return
+        try:
+            await self.source.commit(behind)
+        except BrokerUnavailableError as error:
+            log.warning("queue %r: offsets cannot be committed now: %s", self.name, error)
+            return
+        for tp, low in behind.items():
+            if tp in self.progress:
+                self.progress[tp].committed = max(self.progress[tp].committed, low)

@@ -1,0 +1,246 @@
+"""What activity workers read and write: a task out of a record, the result of an attempt, the events that it
+published. Values in, values out; no I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from romancy_stream.engine.commit import ActivityKey, RecordedResult
+from romancy_stream.engine.definitions import Publication
+from romancy_stream.errors import PayloadError, PayloadTooLargeError
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.wire import event as w
+from romancy_stream.wire import malformed as m
+from romancy_stream.wire.codec import Headers, decode, encode_text, header_bytes, new_event_time, require_sendable
+from romancy_stream.wire.content import to_json
+from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.malformed import Malformed
+from romancy_stream.wire.partition import partition_for
+from romancy_stream.wire.record import OutRecord, Record
+
+NO_ARGUMENTS: Final = b'{"args":[],"kwargs":{}}'
+POLICIES_CACHE_LIMIT: Final = 256  # distinct class lists of one app's activities: a handful
+_REQUIRED: Final = (w.X_RUN, w.X_ACTIVITY, w.X_ACTIVITY_ID, w.X_ATTEMPT)
+_TRACE: Final = (w.X_TRACEPARENT, w.X_TRACESTATE)
+_MAX_INT32: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A request to run one attempt. `policy` says which classes of errors may be retried, nothing else."""
+
+    key: ActivityKey
+    attempt: int
+    name: str
+    args: bytes
+    request_id: str
+    request_source: str
+    timeout_s: float | None
+    policy: RetryPolicy
+    workflow: str | None
+    trace: dict[str, str]
+
+    @property
+    def identity(self) -> tuple[ActivityKey, int]:
+        return self.key, self.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.key.instance_id}/{self.key.run}/{self.key.activity_id}"
+
+    def __str__(self) -> str:
+        return f"{self.idempotency_key}, attempt {self.attempt} of {self.name!r}"
+
+
+def read_task(record: Record) -> Task | Malformed:
+    event = decode(record)
+    if isinstance(event, Malformed):
+        return event
+    problem = _problem(event)
+    if problem is not None:
+        return Malformed(m.BAD_ATTRIBUTE, problem).of(event.source, event.id)
+    extensions = event.extensions
+    timeout = extensions.get(w.X_TIMEOUT)
+    assert event.subject is not None
+    return Task(
+        key=ActivityKey(event.subject, int(extensions[w.X_RUN]), extensions[w.X_ACTIVITY_ID]),
+        attempt=int(extensions[w.X_ATTEMPT]),
+        name=extensions[w.X_ACTIVITY],
+        args=NO_ARGUMENTS if event.data is None else event.data,
+        request_id=event.id,
+        request_source=event.source,
+        timeout_s=None if timeout is None else float(timeout),
+        policy=_policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON)),
+        workflow=extensions.get(w.X_WORKFLOW),
+        trace={name: extensions[name] for name in _TRACE if name in extensions},
+    )
+
+
+def _problem(event: WireEvent) -> str | None:
+    extensions = event.extensions
+    missing = [name for name in _REQUIRED if not extensions.get(name)]
+    if event.type != w.TASK:
+        return f"{event.type} is not for workers: they read {w.TASK}"
+    if missing or not event.subject:
+        return f"a task needs subject and {', '.join(_REQUIRED)}"
+    for name in (w.X_RUN, w.X_ATTEMPT):
+        if not (extensions[name].isdecimal() and int(extensions[name]) <= _MAX_INT32):
+            return f"{name} must be a whole number"
+    try:
+        if not 0 < float(extensions.get(w.X_TIMEOUT, "1")) < float("inf"):
+            raise ValueError
+        _policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON))
+    except ValueError:
+        return f"{w.X_TIMEOUT} must be seconds above 0, {w.X_RETRY_ON} and {w.X_NO_RETRY_ON} lists of module:Name"
+    return None
+
+
+@lru_cache(maxsize=POLICIES_CACHE_LIMIT)
+def _policy(retry_on: str | None, do_not_retry_on: str | None) -> RetryPolicy:
+    """The engine names classes only where the call's policy restricts them."""
+    return RetryPolicy(
+        retry_on=(Exception,) if retry_on is None else retry_on.split(","),
+        do_not_retry_on=() if do_not_retry_on is None else do_not_retry_on.split(","),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record to send, its headers still text, as it waits in an outbox row."""
+
+    topic: str
+    key: str
+    headers: Headers
+    value: bytes | None
+    partition: int | None
+
+    def record(self) -> OutRecord:
+        return OutRecord(self.topic, self.key.encode(), self.value, header_bytes(self.headers), self.partition)
+
+
+class Messages:
+    """Makes the messages of one worker."""
+
+    def __init__(self, namespace: str, partitions: int, worker_id: str, incarnation: str) -> None:
+        self.topics = Topics(namespace)
+        self.partitions = partitions
+        self.worker_id = worker_id
+        self.incarnation = incarnation
+        self._source = f"/romancy/{namespace}"
+        self._reports = 0
+
+    def part_of(self, instance_id: str) -> int:
+        return partition_for(instance_id.encode(), self.partitions)
+
+    # -- results -------------------------------------------------------------------------------------------------
+    def completed(self, task: Task, result: bytes, duration_us: int, now_us: int) -> Message:
+        """Of an attempt that left nothing in the database: another one may say something else, so each has an id of
+        its own."""
+        id_ = self._report_id(task)
+        return self._result(w.ACTIVITY_COMPLETED, task, id_, result, task.attempt, duration_us, now_us)
+
+    def failed(self, task: Task, error: bytes, duration_us: int, now_us: int) -> Message:
+        id_ = self._report_id(task)
+        return self._result(w.ACTIVITY_FAILED, task, id_, error, task.attempt, duration_us, now_us)
+
+    def recorded(self, task: Task, recorded: RecordedResult, duration_us: int | None) -> Message:
+        """Of the one result that activity_results holds: whoever sends it, it is the same event."""
+        return self._result(
+            w.ACTIVITY_COMPLETED,
+            task,
+            f"{task.idempotency_key}/result",
+            recorded.result,
+            recorded.attempt,
+            duration_us,
+            recorded.at_us,
+            recorded.worker,
+        )
+
+    def _report_id(self, task: Task) -> str:
+        self._reports += 1
+        return f"{task.idempotency_key}/{task.attempt}/{self.incarnation}/{self._reports}"
+
+    def _result(
+        self,
+        type_: str,
+        task: Task,
+        id_: str,
+        data: bytes | None,
+        attempt: int,
+        duration_us: int | None,
+        at_us: int,
+        worker_id: str | None = None,
+    ) -> Message:
+        instance_id = task.key.instance_id
+        extensions = {
+            w.X_PARTITION_KEY: instance_id,
+            w.X_RUN: str(task.key.run),
+            w.X_ACTIVITY: task.name,
+            w.X_ACTIVITY_ID: task.key.activity_id,
+            w.X_ATTEMPT: str(attempt),
+            w.X_IDEMPOTENCY_KEY: task.idempotency_key,
+            w.X_WORKER: worker_id or self.worker_id,
+            w.X_CORRELATION: task.request_id,
+            **task.trace,
+        }
+        if duration_us is not None:
+            extensions[w.X_DURATION] = str(duration_us)
+        event = WireEvent(id_, self._source, type_, instance_id, data, new_event_time(at_us), extensions)
+        headers, value = encode_text(event)
+        return Message(self.topics.results, instance_id, headers, value, self.part_of(instance_id))
+
+    # -- events --------------------------------------------------------------------------------------------------
+    def published(self, task: Task, n: int, publication: Publication, now_us: int) -> Message:
+        """The n-th event (from 1) that the attempt publishes. In another attempt the n-th has the same id. Raises
+        PayloadTooLargeError or PayloadError for what readers would refuse."""
+        instance_id = task.key.instance_id
+        event = WireEvent(
+            id=_short(f"{task.idempotency_key}/{n}"),
+            source=publication.source or self._source,
+            type=publication.type,
+            subject=publication.subject,
+            data=publication.data,
+            time=new_event_time(now_us),
+            extensions={
+                w.X_PARTITION_KEY: instance_id,
+                w.X_INSTANCE: instance_id,
+                w.X_CAUSATION: task.request_id,
+                w.X_CAUSATION_SOURCE: task.request_source,
+                **task.trace,
+            },
+        )
+        require_sendable(event)
+        headers, value = encode_text(event)
+        return Message(publication.topic or self.topics.events, instance_id, headers, value, None)
+
+    # -- what cannot be read -------------------------------------------------------------------------------------
+    def dead_letter(self, record: Record, problem: Malformed) -> Message:
+        """The record whole, as the engine keeps its own."""
+        place = f"{record.topic}/{record.partition}/{record.offset}"
+        headers = [(name, (value or b"").decode("utf-8", "replace")) for name, value in record.headers]
+        headers += [("romancy_dlq_id", place), ("romancy_reason", problem.reason), ("romancy_message", problem.message)]
+        return Message(self.topics.dead_letters, place, tuple(headers), record.value, None)
+
+
+def _short(event_id: str) -> str:
+    """Ids of events have a limit that the parts of this one may exceed together."""
+    if len(event_id) <= m.MAX_ID_CHARS:
+        return event_id
+    return hashlib.sha256(event_id.encode()).hexdigest()
+
+
+def check_result(result: bytes, what: str) -> None:
+    """The engine must be able to read it. Raises PayloadTooLargeError or PayloadError."""
+    checked = to_json(result, None, m.MAX_DATA_BYTES)
+    if isinstance(checked, Malformed):
+        error = PayloadTooLargeError if checked.reason == m.TOO_LARGE else PayloadError
+        raise error(f"{what}: {checked.message}")
+
+
+def records(messages: Sequence[Message]) -> list[OutRecord]:
+    return [message.record() for message in messages]

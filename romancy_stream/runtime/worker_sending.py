@@ -1,0 +1,101 @@
+"""How a worker's messages reach the broker: in order, for as long as it takes, with events acknowledged before the
+result that follows them; and how the outbox rows that held them go. Knows records and rows, no activities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from romancy_stream.broker.port import Broker
+from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
+from romancy_stream.runtime.worker_messages import Message, records
+from romancy_stream.store.port import Store
+
+log = logging.getLogger(__name__)
+
+PAUSE_S: Final = (0.1, 5.0)
+"""First and longest pause before a record that was not acknowledged is sent again."""
+ROWS_LIMIT: Final = 10_000
+"""Keys of sent rows that wait for their deletion while the database is away. Beyond that the rows are left to the
+partition's owner, who sends them once more: receivers know them by their ids."""
+ROWS_AT_ONCE: Final = 500
+
+
+class Sender:
+    """`ready` is cleared while something cannot be sent."""
+
+    def __init__(self, broker: Broker, store: Store) -> None:
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.refused = 0
+        self._broker = broker
+        self._store = store
+        self._stuck = 0
+        self._sent_rows: list[tuple[str, int]] = []
+
+    @property
+    def rows_to_delete(self) -> int:
+        return len(self._sent_rows)
+
+    async def deliver(self, messages: Sequence[Message]) -> list[str | None]:
+        """Returns when each is acknowledged (None) or refused for good (why)."""
+        answers: list[str | None] = []
+        pause_s = 0.0
+        try:
+            while True:
+                error = await self._try(messages[len(answers) :], answers)
+                if error is None:
+                    return answers
+                log.warning("results wait for the broker: %s", error)
+                if not pause_s:
+                    self._stuck += 1
+                    self.ready.clear()
+                pause_s = min(2 * pause_s or PAUSE_S[0], PAUSE_S[1])
+                await asyncio.sleep(pause_s)
+        finally:
+            if pause_s:
+                self._stuck -= 1
+                if not self._stuck:
+                    self.ready.set()
+
+    async def _try(self, messages: Sequence[Message], answers: list[str | None]) -> Exception | None:
+        """Extends `answers` up to the first message that the broker did not answer for: what is behind it goes again
+        with it, so that the order stays."""
+        try:
+            futures = await self._broker.send(records(messages))
+        except BrokerUnavailableError as error:
+            return error
+        for found in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(found, RecordRefusedError):
+                self.refused += 1
+                answers.append(str(found))
+            elif isinstance(found, BrokerUnavailableError):
+                return found
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                answers.append(None)
+        return None
+
+    # -- outbox rows that were sent ----------------------------------------------------------------------------------
+    def sent(self, rows: Sequence[tuple[str, int]]) -> None:
+        room = ROWS_LIMIT - len(self._sent_rows)
+        if room < len(rows):
+            log.error(
+                "%d sent outbox rows are left to the engine: the database has been away for long", len(rows) - room
+            )
+        self._sent_rows.extend(rows[:room])
+
+    async def delete_sent(self) -> None:
+        """Those that cannot be deleted now wait for the next call."""
+        while self._sent_rows:
+            batch = self._sent_rows[:ROWS_AT_ONCE]
+            try:
+                await self._store.delete_worker_outbox(batch)
+            except StoreUnavailableError as error:
+                log.warning("sent outbox rows cannot be deleted now: %s", error)
+                return
+            del self._sent_rows[: len(batch)]
