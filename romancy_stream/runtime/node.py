@@ -93,7 +93,6 @@ class Node:
                 namespace=config.namespace,
                 queues=config.queues,
                 partitions=config.partitions,
-                default_policy=config.default_policy,
                 concurrency=config.concurrency,
                 worker_id=config.worker_id,
             )
