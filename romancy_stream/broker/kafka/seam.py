@@ -10,7 +10,6 @@ dropped and read again. `_next` is the truth about what to deliver; aiokafka's p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,7 +18,6 @@ import faust
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
@@ -30,10 +28,11 @@ from mode import Service
 from mode.utils.futures import maybe_async
 
 from romancy_stream.broker.kafka.faults import describe
-from romancy_stream.broker.kafka.settings import RETRY_BACKOFF_MS, KafkaSettings
+from romancy_stream.broker.kafka.membership import confirmed, kept_alive
+from romancy_stream.broker.kafka.settings import KafkaSettings
 from romancy_stream.broker.kafka.watchdog import waiting
 from romancy_stream.broker.port import TP, BatchHandler, Record
-from romancy_stream.errors import BrokerUnavailableError, LogIdentityError
+from romancy_stream.errors import LogIdentityError
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,6 @@ log = logging.getLogger(__name__)
 IDLE_WAIT_S = 1.0
 # A hint to lag tools is not worth more.
 HINT_LIMIT_S = 5.0
-
-LOST_MEMBERSHIP = (kafka.IllegalGenerationError, kafka.UnknownMemberIdError, kafka.RebalanceInProgressError)
 
 
 class InlineConsumerThread(driver.AIOKafkaConsumerThread):
@@ -135,36 +132,8 @@ class BatchConsumer(driver.Consumer):
             log.info("hint of offsets not committed: %s", describe(error))
 
     async def confirm_membership(self) -> bool:
-        """A heartbeat by hand; see the port. BrokerUnavailableError when the coordinator does not answer in time."""
-        coordinator = self._aio._coordinator
-        limit_s = self.transport.settings.session_timeout_ms / 1000
-        try:
-            async with asyncio.timeout(limit_s):
-                while self._generation > 0 and coordinator.generation == self._generation:
-                    await coordinator.ensure_coordinator_known()
-                    error = await self._heartbeat(coordinator)
-                    if error is kafka.NoError:
-                        return True
-                    if error in LOST_MEMBERSHIP:
-                        return False
-                    await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
-        except TimeoutError as error:
-            raise BrokerUnavailableError(f"the group coordinator did not answer within {limit_s:g} s") from error
-        return False
-
-    async def _heartbeat(self, coordinator: Any) -> Any:
-        """Returns a class of error, NoError when all is well."""
-        request = HeartbeatRequest(coordinator.group_id, self._generation, coordinator.member_id)
-        try:
-            response = await coordinator._send_req(request)
-        except kafka.KafkaError as error:
-            return type(error)
-        error_type = kafka.for_code(response.error_code)
-        if error_type in (kafka.GroupCoordinatorNotAvailableError, kafka.NotCoordinatorForGroupError):
-            coordinator.coordinator_dead()
-        elif error_type is kafka.GroupAuthorizationFailedError:
-            raise error_type(coordinator.group_id)
-        return error_type
+        """See the port. BrokerUnavailableError when the coordinator does not answer within a session."""
+        return await confirmed(self._aio, self._generation, self.transport.settings.session_timeout_ms / 1000)
 
     async def waiting(self) -> dict[TP, tuple[int, int]]:
         """(position, end) of what should be moving now: nothing while the handler works or the group rebalances."""
@@ -179,9 +148,8 @@ class BatchConsumer(driver.Consumer):
         self.transport.held &= tps
         if not self.should_stop:
             self._generation = generation_id
-            alive = asyncio.create_task(self._stay_alive())
             try:
-                async with self._busy:
+                async with self._busy, kept_alive(self._aio, self.transport.settings.heartbeat_interval_ms / 1000):
                     positions = {TP(*tp): to for tp, to in (await self.transport.handler.on_assigned(set(tps))).items()}
                     await self._check(tps, positions)
                     self._next = {tp: positions[tp] for tp in tps}
@@ -189,17 +157,7 @@ class BatchConsumer(driver.Consumer):
                     self._put_back(tps)
             except Exception as error:  # aiokafka would log it and read on from *its* offsets
                 return await self._fatal(error)
-            finally:
-                alive.cancel()
         await super().on_partitions_assigned(assigned, generation_id)
-
-    async def _stay_alive(self) -> None:
-        """aiokafka begins its heartbeats only after the listener has returned; loading state may take longer."""
-        interval_s = self.transport.settings.heartbeat_interval_ms / 1000
-        while True:
-            await asyncio.sleep(interval_s)
-            with contextlib.suppress(kafka.KafkaError):
-                await self._heartbeat(self._aio._coordinator)
 
     async def _check(self, tps: set[TP], positions: Mapping[TP, int]) -> None:
         missing = tps - set(positions)

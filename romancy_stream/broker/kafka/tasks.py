@@ -17,6 +17,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from romancy_stream.broker.kafka.faults import describe, translated
+from romancy_stream.broker.kafka.membership import kept_alive
 from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S, KafkaSettings
 from romancy_stream.broker.kafka.watchdog import LOOKS_PER_LIMIT, StallDetector, waiting
 from romancy_stream.broker.port import TP, AssignedRange, Record, TaskHandler
@@ -50,6 +51,8 @@ class KafkaTaskSource:
         self._next: dict[TP, int] = {}  # what we own: next offset to hand out
         self._epoch = 0  # of the assignment
         self._assigned = asyncio.Event()
+        self._busy = asyncio.Lock()  # one call of the handler at a time
+        self._stopping = False
         self._failure: BaseException | None = None
         self._detector = StallDetector(settings.stall_limit_ms / 1000)
         self._next_look_s = 0.0
@@ -70,16 +73,19 @@ class KafkaTaskSource:
             if not isinstance(error, Exception):
                 raise
             raise translated(error, self._what()) from error
-        self._failure = None
+        self._failure, self._stopping = None, False
+        self._assigned.clear()
         self._consumer = consumer
-        consumer.subscribe(self._topics, listener=_Listener(self))
+        consumer.subscribe(self._topics, listener=_Listener(self, consumer))
 
     async def stop(self) -> None:
         consumer = self._consumer
         if consumer is None:
             return
+        self._stopping = True
         try:
-            await self._revoked()  # aiokafka does not revoke at the end
+            async with self._busy:
+                await self._revoked()  # aiokafka does not revoke at the end
         finally:
             self._consumer = None
             self._assigned.set()  # a fetch that waits for partitions is to see it
@@ -89,7 +95,7 @@ class KafkaTaskSource:
         while True:
             if self._failure is not None:
                 ours = translated(self._failure, self._what())
-                raise ours from self._failure.__cause__
+                raise ours from (self._failure if ours is not self._failure else ours.__cause__)
             if self._consumer is None:
                 raise RuntimeError("the task source is not started")
             if not self._assigned.is_set():
@@ -151,6 +157,20 @@ class KafkaTaskSource:
 
     # -- rebalance, called by aiokafka ---------------------------------------
 
+    async def _on_rebalance(self, consumer: AIOKafkaConsumer, assigned: set[TopicPartition] | None) -> None:
+        interval_s = self._settings.heartbeat_interval_ms / 1000
+        try:
+            async with self._busy, kept_alive(consumer, interval_s):
+                if self._stopping or consumer is not self._consumer:
+                    return
+                if assigned is None:
+                    await self._revoked()
+                else:
+                    await self._now_assigned(consumer, assigned)
+        except Exception as error:
+            self._failure, self._next = error, {}
+            self._assigned.set()  # the fetch that waits is to raise it
+
     async def _revoked(self) -> None:
         self._epoch += 1
         self._assigned.clear()
@@ -164,19 +184,14 @@ class KafkaTaskSource:
         ranges: dict[TP, AssignedRange] = {}
         if tps:
             first, end = await consumer.beginning_offsets(list(tps)), await consumer.end_offsets(list(tps))
-            for tp in tps:
-                committed = await consumer.committed(tp)
+            for tp, committed in zip(tps, await asyncio.gather(*map(consumer.committed, tps)), strict=True):
                 if committed is None or not first[tp] <= committed <= end[tp]:
                     committed = first[tp]
                 ranges[TP(*tp)] = AssignedRange(committed, end[tp])
-        await self._handler.on_assigned(ranges)
         self._next = {tp: each.committed for tp, each in ranges.items()}
         self._seek(consumer, tps)
+        await self._handler.on_assigned(ranges)  # may already commit
         self._epoch += 1
-        self._assigned.set()
-
-    def _fatal(self, error: BaseException) -> None:
-        self._failure = error
         self._assigned.set()
 
     # -- watchdog ------------------------------------------------------------
@@ -205,20 +220,12 @@ class KafkaTaskSource:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, source: KafkaTaskSource) -> None:
+    def __init__(self, source: KafkaTaskSource, consumer: AIOKafkaConsumer) -> None:
         self._source = source
+        self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        try:
-            await self._source._revoked()
-        except Exception as error:
-            self._source._fatal(error)
+        await self._source._on_rebalance(self._consumer, None)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        consumer = self._source._consumer
-        if consumer is None:
-            return
-        try:
-            await self._source._now_assigned(consumer, assigned)
-        except Exception as error:
-            self._source._fatal(error)
+        await self._source._on_rebalance(self._consumer, assigned)
