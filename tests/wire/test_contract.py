@@ -18,11 +18,14 @@ from referencing import Registry, Resource
 from romancy_stream.activity import activity
 from romancy_stream.broker.port import TopicSpec
 from romancy_stream.contract import contract_path
+from romancy_stream.engine.commit import RecordedResult
+from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.errors import ConfigurationError
+from romancy_stream.runtime.worker_messages import Messages, Task, read_task
 from romancy_stream.wire import event as names
 from romancy_stream.wire import malformed as m
-from romancy_stream.wire.codec import decode, encode
+from romancy_stream.wire.codec import decode, encode, header_bytes
 from romancy_stream.wire.dead_letter import MAX_HEADERS_BYTES, MAX_VALUE_BYTES, dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.manifest import topic_specs
@@ -284,6 +287,26 @@ def test_what_the_engine_writes_is_what_the_contract_says() -> None:
         event_type = dict(row.headers)["ce_type"]
         allowed = CHANNELS[channel] | (CHANNELS["commands"] if channel == "results" else set())
         assert (event_type if event_type in TYPES else "user event") in allowed
+
+
+def test_what_workers_write_is_what_the_contract_says() -> None:
+    world = World(checkout)
+    world.start("checkout", "A-1", "i")
+    world.run()
+    [row] = [row for row in world.outbox if ".tasks." in row.topic]
+    task = read_task(record(*header_bytes(row.headers), value=row.value))
+    assert isinstance(task, Task), task
+    messages = Messages("shop", 4, "host:1", "5f0c")
+    publication = Publication("order.charged", b'{"receipt": "r-77"}', None, None, None)
+    recorded = RecordedResult(task.key, 1, "completed", b"1", "host:1", 0)
+    for message in (
+        messages.completed(task, b'"r-77"', 412_000, 0),
+        messages.failed(task, encode_error(ValueError("no"), retryable=True), 412_000, 0),
+        messages.recorded(task, recorded, None),
+        messages.published(task, 1, publication, 0),
+    ):
+        written = message.record()
+        assert problems(list(written.headers), written.value) == [], message
 
 
 def test_errors_are_what_the_contract_says() -> None:
