@@ -59,6 +59,6 @@ async def make_app(broker_url: str, database_url: str) -> AsyncIterator[MakeApp]
         await store.open()
         try:
             report = await verify(store)
-            assert report.ok, report
+            assert report.clean, report
         finally:
             await store.close()
