@@ -28,6 +28,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── EngineError                        the engine stopped; see app.wait_failed()
     │   ├── FencedError                    another owner took the partition over
     │   └── CommitUnknownError             the connection broke during a commit
+    ├── BrokenLogError                     the history of an instance cannot be read
     ├── StoreUnavailableError              the database is away; retried
     ├── BrokerUnavailableError             the broker is away; retried
     └── RecordRefusedError                 the broker refuses a record for good
@@ -207,6 +208,10 @@ class FencedError(EngineError):
 
 class CommitUnknownError(EngineError):
     code = "commit_unknown"
+
+
+class BrokenLogError(RomancyError):
+    code = "broken_log"
 
 
 class StoreUnavailableError(RomancyError):
