@@ -195,7 +195,7 @@ def _base64_data(base64: Any, content_type: str | None, max_bytes: int, max_dept
     if not raw:
         return None
     data = to_json(raw, content_type, max_bytes, max_depth)
-    if isinstance(data, Malformed) and content_type is None and data.reason != m.TOO_LARGE:
+    if isinstance(data, Malformed) and content_type is None:
         return to_json(raw, "application/octet-stream", max_bytes)  # declared to be bytes, and they are
     return data
 
