@@ -149,6 +149,32 @@ async def test_commit_while_partitions_are_revoked(broker: Broker, queue: str, n
         assert numbers(await fetched(source, 2)) == [3, 4]
 
 
+async def test_nothing_is_fetched_while_partitions_are_revoked(
+    broker: Broker, second_broker: Broker, queue: str, namespace: str
+) -> None:
+    first, second, entered, gate = TaskRecorder(), TaskRecorder(), asyncio.Event(), asyncio.Event()
+
+    async def wait_for_gate() -> None:
+        entered.set()
+        await gate.wait()
+
+    first.hooks["on_revoked"] = wait_for_gate
+    async with started(broker.tasks([queue], namespace, first)) as one:
+        await settled(PARTITIONS, first)
+        fetch = asyncio.create_task(one.fetch(100))
+        async with started(second_broker.tasks([queue], namespace, second)) as two:
+            await asyncio.wait_for(entered.wait(), DEADLINE_S)
+            records = [out for n in range(PARTITIONS) for out in numbered(queue, range(5), n)]
+            await append(broker, records)
+            assert not fetch.done()
+            gate.set()
+            mine, theirs = await settled(PARTITIONS, first, second)
+            got = await asyncio.wait_for(fetch, DEADLINE_S)
+            got += await fetched(one, 5 * len(mine) - len(got)) if len(got) < 5 * len(mine) else []
+            assert {TP(r.topic, r.partition) for r in got} == mine
+            assert {TP(r.topic, r.partition) for r in await fetched(two, 5 * len(theirs))} == theirs
+
+
 async def test_what_a_task_handler_raises_comes_out_of_fetch(broker: Broker, queue: str, namespace: str) -> None:
     recorder = TaskRecorder()
 

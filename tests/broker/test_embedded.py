@@ -401,6 +401,39 @@ async def test_a_reader_that_lags_reads_the_file(tmp_path: Path, monkeypatch: py
                 total += len(fetched)
 
 
+async def test_a_rewind_while_the_file_is_being_read(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        await append(broker, numbered(TOPIC, range(20)))
+    async with opened(tmp_path) as broker:
+        gate, waiting, tp = threading.Event(), asyncio.Event(), TP(TOPIC, 0)
+        loop, disk = asyncio.get_running_loop(), broker._log._disk
+        recorder = Recorder({tp: 10})
+        source = broker.batches([TOPIC], "engine", recorder)
+        async with running(source):
+            disk.submit(lambda _: (loop.call_soon_threadsafe(waiting.set), gate.wait()), lambda *_: None)
+            await asyncio.wait_for(waiting.wait(), DEADLINE_S)
+            await settled(1, recorder)
+            for _ in range(3):  # it has asked the disk by now
+                await asyncio.sleep(0)
+            recorder.positions[tp] = 5
+            await source.rewind(tp, 5)
+            gate.set()
+            await recorder.received(15)
+        assert [r.offset for r in recorder.records] == list(range(5, 20))
+
+
+async def test_a_clock_that_goes_back_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
+        await append(broker, numbered(TOPIC, range(1)))
+    async with opened(tmp_path) as broker:
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time_ns", lambda: 0)
+            await append(broker, numbered(TOPIC, range(1)))
+        await append(broker, numbered(TOPIC, range(1)))
+        first, second, third = [r.timestamp_ms for r in await read_all(broker, 3)]
+        assert 1_600_000_000_000 < first == second <= third
+
+
 async def test_send_waits_for_space_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "BUFFER_BYTES_LIMIT", 10_000)
     async with opened(tmp_path, TopicSpec(TOPIC, 1)) as broker:
