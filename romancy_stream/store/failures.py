@@ -24,7 +24,7 @@ PG_RETRY: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlo
 _MY_LOST: Final = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
 _MY_AWAY: Final = _MY_LOST | {1040, 1129, 1203, 1205, 1213, 1226, 1290, 1317, 1836, 1969, 2002, 2003, 3024}
 _MY_SETUP: Final = frozenset({1044, 1045, 1049})
-MY_RETRY: Final = frozenset({1205, 1213})  # lock wait timeout, deadlock
+MY_RETRY: Final = frozenset({1213})  # deadlock. A lock that was waited for in vain (1205) is no matter of luck
 
 _SQLITE_AWAY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 _PRIMARY_BITS: Final = 0xFF  # an extended SQLite code keeps its primary code in the low byte
@@ -33,21 +33,21 @@ _PRIMARY_BITS: Final = 0xFF  # an extended SQLite code keeps its primary code in
 def code_of(error: BaseException) -> str | int | None:
     """The SQLSTATE (PostgreSQL) or the number (MariaDB, MySQL, SQLite's primary code) of a driver's error."""
     origin = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
-    state = getattr(origin, "sqlstate", None)
-    if isinstance(state, str):
-        return state
     number = getattr(origin, "sqlite_errorcode", None)
     if isinstance(number, int):
         return number & _PRIMARY_BITS
     first = origin.args[0] if origin.args else None
-    return first if isinstance(first, int) else None
+    if isinstance(first, int):  # before the SQLSTATE, which asyncmy gives as well and which says less
+        return first
+    state = getattr(origin, "sqlstate", None)
+    return state if isinstance(state, str) else None
 
 
 def is_lost(error: BaseException) -> bool:
     """The connection broke while it was in use: what was under way may or may not have happened."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
-    if isinstance(error, OSError | asyncpg.InternalClientError):
+    if isinstance(error, OSError | EOFError | asyncpg.InternalClientError):
         return True
     code = code_of(error)
     if isinstance(code, str):

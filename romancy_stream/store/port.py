@@ -1,8 +1,9 @@
 """The `Store` port: what the runtime asks of the database. One implementation on SQLAlchemy Core serves
 PostgreSQL, MariaDB/MySQL and SQLite; it knows rows, never workflows.
 
-Errors of every method: StoreUnavailableError when the database cannot be reached or refuses connections (the
-call did nothing); anything else is a bug or bad data and passes through as SQLAlchemy raised it.
+Errors of every method: StoreUnavailableError when the database cannot be reached or takes no work; anything else is a
+bug or bad data and passes through as SQLAlchemy's error. After StoreUnavailableError a `commit` has not happened
+(CommitUnknownError says that it may have); every other method may be called again, whether it happened or not.
 """
 
 from __future__ import annotations

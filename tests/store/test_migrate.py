@@ -185,6 +185,14 @@ def test_the_readme_names_every_table_and_view() -> None:
             assert f"`{column.name}`" in readme, f"{table.name}.{column.name}"
 
 
+def test_an_installed_wheel_carries_the_contracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "romancy_stream" / "_contract" / "storage"
+    shipped.mkdir(parents=True)
+    (shipped / "README.md").write_text("shipped")
+    monkeypatch.setattr("romancy_stream.contract.files", lambda package: tmp_path / package)
+    assert contract_path("storage", "README.md").read_text("utf-8") == "shipped"
+
+
 def test_a_part_of_the_contract_that_is_missing_says_so() -> None:
     with pytest.raises(ConfigurationError, match="storage/nothing"):
         contract_path("storage", "nothing")

@@ -1,0 +1,156 @@
+"""URLs, and what a session of the database is like."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from romancy_stream.errors import ConfigurationError
+from romancy_stream.store.database import Database, async_url
+from romancy_stream.store.port import Store
+from romancy_stream.store.sql import SqlStore
+from tests.store.writing import execute
+
+
+@pytest.mark.parametrize(
+    ("plain", "driver"),
+    [
+        ("postgresql://localhost/shop", "postgresql+asyncpg"),
+        ("postgres://localhost/shop", "postgresql+asyncpg"),
+        ("postgresql+asyncpg://localhost/shop", "postgresql+asyncpg"),
+        ("mysql://localhost/shop", "mysql+asyncmy"),
+        ("mariadb://localhost/shop", "mysql+asyncmy"),
+        ("sqlite:///shop.db", "sqlite+aiosqlite"),
+        ("sqlite:////tmp/shop.db", "sqlite+aiosqlite"),
+    ],
+)
+def test_plain_urls_get_their_driver(plain: str, driver: str) -> None:
+    assert async_url(plain).drivername == driver
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("oracle://localhost/shop", "use postgresql, mysql, mariadb or sqlite"),
+        ("postgresql+psycopg2://localhost/shop", "write postgresql://"),
+        ("shop.db", "not a database URL"),
+        ("sqlite://", "needs a file"),
+        ("sqlite:///:memory:", "needs a file"),
+    ],
+)
+def test_a_url_that_cannot_work_says_what_to_write(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        Database(url)
+
+
+def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+
+    def without_asyncmy(name: str, package: str | None = None) -> Any:
+        return None if name == "asyncmy" else found(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_asyncmy)
+    with pytest.raises(ConfigurationError, match=r"romancy-stream\[mysql\]"):
+        Database("mariadb://localhost/shop")
+
+
+async def test_libpq_parameters_of_the_url_reach_the_server(postgres_db: str) -> None:
+    store = SqlStore(f"{postgres_db}?sslmode=disable&application_name=my_shop&connect_timeout=5")
+    await store.open()
+    try:
+        assert await execute(store, "SHOW application_name") == [("my_shop",)]
+    finally:
+        await store.close()
+
+
+SETTINGS: dict[str, list[tuple[str, Any]]] = {
+    "postgresql": [
+        ("SHOW jit", "off"),
+        ("SHOW statement_timeout", "1min"),
+        ("SHOW lock_timeout", "20s"),
+        ("SHOW plan_cache_mode", "auto"),  # sessions of activities plan as usual
+    ],
+    "mysql": [
+        ("SELECT @@tx_isolation", "READ-COMMITTED"),
+        ("SELECT @@character_set_connection", "utf8mb4"),
+        ("SELECT @@sql_mode LIKE '%STRICT_TRANS_TABLES%'", 1),
+        ("SELECT @@time_zone", "+00:00"),
+    ],
+    "sqlite": [
+        ("PRAGMA journal_mode", "wal"),
+        ("PRAGMA synchronous", 2),
+        ("PRAGMA busy_timeout", 30_000),
+        ("PRAGMA foreign_keys", 0),
+    ],
+}
+
+
+async def test_sessions_have_their_settings(store: SqlStore) -> None:
+    for query, value in SETTINGS[store.db.dialect]:
+        assert await execute(store, query) == [(value,)], query
+
+
+def test_a_store_can_be_opened_again_in_another_loop(url: str) -> None:
+    store = SqlStore(url)
+
+    async def once() -> list[str]:
+        await store.open()
+        try:
+            applied = await store.migrate()
+            await store.prepare("shop", 4)
+            await store.take_over([0], "me")
+            return applied
+        finally:
+            await store.close()
+
+    assert len(asyncio.run(once())) == 1
+    assert asyncio.run(once()) == []
+
+
+def test_it_is_a_store(tmp_path: Path) -> None:
+    """The type checker is what looks here."""
+    store: Store = SqlStore(f"sqlite:///{tmp_path / 'a.db'}")
+    assert set(dir(Store)) - set(dir(Protocol)) <= set(dir(store))
+
+
+async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(RuntimeError, match="not open"):
+        await store.take_over([0], "me")
+    await store.open()
+    with pytest.raises(RuntimeError, match="open already"):
+        await store.open()
+    await store.close()
+    await store.close()
+
+
+async def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "shop.db"
+    store = SqlStore(f"sqlite:///{path}")
+    await store.open()
+    await store.close()
+    assert path.exists()
+
+
+async def test_many_open_one_new_sqlite_file_at_once(tmp_path: Path) -> None:
+    stores = [SqlStore(f"sqlite:///{tmp_path / 'shop.db'}") for _ in range(8)]
+    await asyncio.gather(*(store.open() for store in stores))
+    for store in stores:
+        await store.close()
+
+
+async def test_a_reader_of_sqlite_does_not_wait_for_the_writer(sqlite_db: str) -> None:
+    database = Database(f"{sqlite_db}?timeout=0.1")
+    await database.open()
+    try:
+        async with database.writing("write") as writer:
+            await writer.exec_driver_sql("CREATE TABLE t (n integer)")
+            async with database.reading("read") as reader:
+                found = await reader.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+                assert found.scalar_one() == 0
+    finally:
+        await database.close()
