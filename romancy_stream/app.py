@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from romancy_stream.activity import DEFAULT_QUEUE, activity, define_activity
+from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, define_activity
 from romancy_stream.broker.port import Broker
 from romancy_stream.client import BaseClient, Client
 from romancy_stream.errors import ConfigurationError
@@ -21,7 +21,7 @@ from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.workflow import Workflow, define_workflow, workflow
+from romancy_stream.workflow import Workflow, WorkflowDefiner, define_workflow
 
 DEFAULT_PARTITIONS: Final = 8
 """Of a new namespace, for good. One engine process can own them all, eight can own one each."""
@@ -78,9 +78,9 @@ class App(BaseClient):
         return f"<App {self.namespace}>"
 
     # -- defining ------------------------------------------------------------------------------------------------
-    if TYPE_CHECKING:  # the same overloads as the decorators that belong to no app
-        workflow = staticmethod(workflow)
-        activity = staticmethod(activity)
+    if TYPE_CHECKING:  # typed as the decorators that belong to no app
+        workflow: WorkflowDefiner
+        activity: ActivityDefiner
     else:
 
         def workflow(self, function: Any = None, /, **options: Any) -> Any:

@@ -179,16 +179,17 @@ class EngineCore:
 
     def _first_time(self, batch: Batch, received: Received, event: WireEvent) -> bool:
         """Messages from partition to partition come in the order of their positions, some of them twice."""
-        origin, _, position = event.extensions[w.X_ORIGIN].partition(":")
-        if not (origin.isdigit() and position.isdigit()):
+        origin_text, _, position_text = event.extensions[w.X_ORIGIN].partition(":")
+        origin, position = whole_number(origin_text), whole_number(position_text)
+        if origin is None or position is None:
             batch.dead_letter(received, "bad_attribute", f"{w.X_ORIGIN} must be partition:position")
             return False
         part = received.record.partition
         seen = self._owned[part].watermarks
-        if int(position) <= seen.get(int(origin), 0):
+        if position <= seen.get(origin, 0):
             self.stats["duplicate_forward"] += 1
             return False
-        seen[int(origin)] = batch.watermarks[part, int(origin)] = int(position)
+        seen[origin] = batch.watermarks[part, origin] = position
         return True
 
     # -- activities ----------------------------------------------------------------------------------------------
@@ -258,8 +259,8 @@ class EngineCore:
         if event.extensions.get(w.X_RUN) != str(entry.state.run):
             return None
         activity = entry.state.activities.get(event.extensions.get(w.X_ACTIVITY_ID, ""))
-        attempt = event.extensions.get(w.X_ATTEMPT, "")
-        if activity is None or not attempt.isdigit() or not 1 <= int(attempt) <= activity.attempt:
+        attempt = whole_number(event.extensions.get(w.X_ATTEMPT, ""))
+        if activity is None or attempt is None or not 1 <= attempt <= activity.attempt:
             return None
         return activity
 
@@ -425,11 +426,16 @@ class EngineCore:
 _RESULT_ATTRIBUTES = (w.X_RUN, w.X_ACTIVITY_ID, w.X_ATTEMPT)
 
 
+def whole_number(text: str) -> int | None:
+    """Of an attribute that somebody else wrote: ASCII digits, as many as a BIGINT has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def _attempt_facts(event: WireEvent) -> Mapping[str, Any]:
     facts: dict[str, Any] = {}
-    duration = event.extensions.get(w.X_DURATION, "")
-    if duration.isdigit():
-        facts["duration_us"] = int(duration)
+    duration_us = whole_number(event.extensions.get(w.X_DURATION, ""))
+    if duration_us is not None:
+        facts["duration_us"] = duration_us
     if w.X_WORKER in event.extensions:
         facts["worker"] = event.extensions[w.X_WORKER]
     return facts

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from romancy_stream.engine import history as h
@@ -10,10 +11,16 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.malformed import MAX_ID_CHARS
 
 
 def engine_source(namespace: str) -> str:
     return f"/romancy/{namespace}"
+
+
+def short_id(event_id: str) -> str:
+    """Ids of events have a limit that the parts of this one may exceed together."""
+    return event_id if len(event_id) <= MAX_ID_CHARS else hashlib.sha256(event_id.encode()).hexdigest()
 
 
 def task(source: str, state: InstanceState, activity: ActivityState, time: str) -> WireEvent:
@@ -76,7 +83,7 @@ def published(source: str, state: InstanceState, event: HistoryEvent, time: str)
     """An event that workflow code published."""
     attrs: dict[str, Any] = event.attrs
     return WireEvent(
-        id=f"{state.instance_id}/{state.run}/{event.seq}",
+        id=short_id(f"{state.instance_id}/{state.run}/{event.seq}"),
         source=attrs.get("source", source),
         type=attrs["type"],
         subject=attrs.get("subject"),
@@ -94,7 +101,7 @@ def published(source: str, state: InstanceState, event: HistoryEvent, time: str)
 def rejected(source: str, command: WireEvent, instance_id: str, workflow: str, data: bytes, time: str) -> WireEvent:
     """A start that was refused. Its id is that of the command, so a second look at the command says the same."""
     return WireEvent(
-        id=f"{instance_id}/rejected/{command.id}"[:255],
+        id=short_id(f"{instance_id}/rejected/{command.id}"),
         source=source,
         type=w.REJECTED,
         subject=instance_id,

@@ -25,12 +25,17 @@ from romancy_stream.engine.payload import (
 )
 from romancy_stream.engine.payload_types import portable
 from romancy_stream.errors import ConfigurationError, InvalidInputError, PayloadError
+from romancy_stream.wire.malformed import MAX_JSON_DEPTH, WRAPPED_LEVELS
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 _VARIADIC: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
 _POSITIONAL: Final = frozenset({Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD})
+
+
+# {"args": [value]}
+_CALL_DEPTH: Final = MAX_JSON_DEPTH + WRAPPED_LEVELS
 
 
 class Arguments(NamedTuple):
@@ -200,12 +205,12 @@ class Parameters:
             [codecs[name].encode(value) for name, value in zip(self._positional, args, strict=False)]
         )
         by_name = b",".join([b'"%s":%s' % (name.encode(), codecs[name].encode(v)) for name, v in kwargs.items()])
-        return checked(b'{"args":[' + by_position + b'],"kwargs":{' + by_name + b"}}", self.what)
+        return checked(b'{"args":[' + by_position + b'],"kwargs":{' + by_name + b"}}", self.what, _CALL_DEPTH)
 
     def decode_call(self, raw: bytes) -> Arguments:
         """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code."""
         try:
-            checked(raw, self.what)
+            checked(raw, self.what, _CALL_DEPTH)
             shape = self._shape_of(raw)
             call = validate(self._shape_adapter(*shape), raw, self.what)
         except PayloadError as error:

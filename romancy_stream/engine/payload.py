@@ -25,12 +25,14 @@ import orjson
 
 from romancy_stream.engine.payload_types import portable, struct_as_json
 from romancy_stream.errors import ConfigurationError, PayloadError, PayloadTooLargeError
+from romancy_stream.wire.json_text import has_wild_number, parse_json
+from romancy_stream.wire.malformed import MAX_DATA_BYTES, MAX_JSON_DEPTH, Malformed
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-# Kafka's default limit for a record is 1 MiB; what is left is for headers and the envelope of a workflow's result.
-MAX_PAYLOAD_BYTES: Final = 1_000_000
+# What every reader of events takes, with room for the envelope of a workflow's result.
+MAX_PAYLOAD_BYTES: Final = MAX_DATA_BYTES
 # A list of thousands of mistakes helps nobody and would not fit into an event.
 MAX_VALIDATION_ERRORS: Final = 50
 # Long enough to find the value in the error message, short enough for a log line.
@@ -116,8 +118,8 @@ def encode_data(value: Any, what: str = "data") -> bytes | None:
 
 
 # -- limits and rules of every payload -------------------------------------------------------------------------
-def checked(raw: bytes, what: str) -> bytes:
-    """The same bytes, within the limit and without NUL, NaN and Infinity: no database or JSON reader takes those."""
+def checked(raw: bytes, what: str, max_depth: int = MAX_JSON_DEPTH) -> bytes:
+    """The same bytes, within the limits and without NUL, NaN and Infinity: no database or JSON reader takes more."""
     if len(raw) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
             f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD_BYTES:,}; "
@@ -132,6 +134,10 @@ def checked(raw: bytes, what: str) -> bytes:
             from_json(raw, allow_inf_nan=False)
         except ValueError as error:
             raise PayloadError(f"{what}: NaN and Infinity are not JSON") from error
+    if raw.count(b"[") + raw.count(b"{") > max_depth or has_wild_number(raw):
+        problem = parse_json(raw, max_depth)
+        if isinstance(problem, Malformed):
+            raise PayloadError(f"{what}: {problem.message}")
     return raw
 
 

@@ -111,9 +111,12 @@ class ResultHub:
     def on_ownership(self) -> None:
         """Partitions came or went: what was local may not be so any more."""
         if any(not self._is_local(instance_id) for instance_id in self._waiters):
-            task = asyncio.create_task(self._recheck(), name="romancy-results-recheck")
-            self._rechecks.add(task)
-            task.add_done_callback(self._rechecks.discard)
+            self._recheck_soon()
+
+    def _recheck_soon(self) -> None:
+        task = asyncio.create_task(self._recheck(), name="romancy-results-recheck")
+        self._rechecks.add(task)
+        task.add_done_callback(self._rechecks.discard)
 
     async def _recheck(self) -> None:
         try:
@@ -142,7 +145,10 @@ class ResultHub:
 
     def _hear(self, record: Record) -> None:
         event = decode(record)
-        if not isinstance(event, WireEvent) or event.subject not in self._waiters:
+        if not isinstance(event, WireEvent):
+            self._recheck_soon()  # whatever it says, the database says it too
+            return
+        if event.subject not in self._waiters:
             return
         kind = _KINDS.get(event.type)
         if kind is not None:

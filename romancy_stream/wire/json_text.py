@@ -44,7 +44,7 @@ def parse_json(text: bytes, max_depth: int = MAX_JSON_DEPTH) -> Any | Malformed:
         return Malformed(NUL_CHARACTER, "a string of the data contains the character NUL, which databases refuse")
     if text.count(b"[") + text.count(b"{") > max_depth and is_deeper(value, max_depth):
         return Malformed(TOO_DEEP, f"the data is nested deeper than {max_depth} levels")
-    if _has_wild_number(text):
+    if has_wild_number(text):
         return Malformed(
             INVALID_JSON,
             f"a number of the data has an exponent of more than {MAX_EXPONENT_DIGITS} digits or more than"
@@ -88,7 +88,8 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _has_wild_number(text: bytes) -> bool:
+def has_wild_number(text: bytes) -> bool:
+    """A number that one of the databases refuses, somewhere in JSON text."""
     squeezed = text.translate(_SQUEEZE, b"+-")
     suspect = _has_far_exponent(squeezed) or (
         len(text) > MAX_FRACTION_DIGITS and _LONG_FRACTION.search(squeezed) is not None

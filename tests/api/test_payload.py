@@ -375,7 +375,7 @@ def test_the_limit_is_exact() -> None:
     codec = TypeCodec(str)
     fits = "a" * (MAX_PAYLOAD_BYTES - 2)
     assert codec.decode(codec.encode(fits)) == fits
-    with pytest.raises(PayloadTooLargeError, match=r"1,000,001 bytes"):
+    with pytest.raises(PayloadTooLargeError, match=r"983,041 bytes"):
         codec.encode(fits + "a")
     with pytest.raises(PayloadTooLargeError):
         codec.decode(b'"' + fits.encode() + b'a"')

@@ -15,10 +15,7 @@ ROOT = HERE.parents[1]
 # A first run has no cache and type checks the libraries too.
 CHECKER_TIMEOUT_S = 110
 
-UNTYPED_APP = pytest.mark.xfail(strict=True, reason="App declares its decorators by staticmethod: no overloads")
-ALL_CASES = pytest.mark.parametrize(
-    "cases", ["typing_cases.py", pytest.param("typing_cases_app.py", marks=UNTYPED_APP)]
-)
+ALL_CASES = pytest.mark.parametrize("cases", ["typing_cases.py", "typing_cases_app.py"])
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
