@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -70,13 +70,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all attempts of a worker share. `spawn` runs what an attempt leaves behind."""
+    """What all attempts of a worker share. `sent_rows`: outbox rows that are done with though they are still there.
+    `spawn` runs what an attempt leaves behind."""
 
     store: SqlStore
     messages: Messages
     clock: DatabaseClock
     threads: DaemonThreads
     sequence: Iterator[int]
+    sent_rows: Container[tuple[str, int]]
     spawn: Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -324,14 +326,15 @@ async def outcome_of(bench: Bench, task: Task, found: RecordedResult) -> Outcome
     are acknowledged before its result."""
     if found.outcome == CLOSED:
         return Outcome(CLOSED)
+    result = bench.messages.recorded(task, found, None)
     part = bench.messages.part_of(task.key.instance_id)
     rows = await bench.store.worker_outbox([part], bench.clock.now_us() + 1, LEFTOVERS_LIMIT)
     left = [
         Message(row.topic, row.key, row.headers, row.value, None)
         for row in sorted(rows, key=lambda row: (row.incarnation, row.seq))
-        if row.key == task.key.instance_id
+        if row.key == task.key.instance_id and (row.incarnation, row.seq) not in bench.sent_rows
     ]
-    return Outcome(RESENT, bench.messages.recorded(task, found, None), left)
+    return Outcome(RESENT, result, [message for message in left if message.id != result.id])
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -28,12 +28,14 @@ from romancy_stream.errors import (
     PayloadTooLargeError,
     StoreUnavailableError,
 )
+from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.runtime.worker_sending import Sender
+from romancy_stream.store.database import finished
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.event import Topics
 from romancy_stream.wire.malformed import Malformed
@@ -89,7 +91,8 @@ class _Running:
 
 class ActivityWorker:
     """Serves `queues`, each as a member of the group `{namespace}.workers.{queue}`. The broker and the store are open
-    and stay open for as long as it runs. An object for one life: `start`, then `stop`."""
+    and stay open for as long as it runs. An object for one life: `start`, then `stop`. `default_policy` is not looked
+    at: the engine has applied it, and a task names the classes that its call's policy restricts."""
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class ActivityWorker:
         queues: Sequence[str],
         partitions: int,
         worker_id: str,
+        default_policy: RetryPolicy | None = None,
         concurrency: int = CONCURRENCY,
         threads: int = THREADS,
     ) -> None:
@@ -116,7 +120,15 @@ class ActivityWorker:
         self._clock = DatabaseClock()
         self._threads = DaemonThreads(threads, "romancy-activity")
         self._sender = Sender(broker, store)
-        self._bench = Bench(store, self._messages, self._clock, self._threads, itertools.count(1), self._spawn_leftover)
+        self._bench = Bench(
+            store,
+            self._messages,
+            self._clock,
+            self._threads,
+            itertools.count(1),
+            self._sender.sent_rows,
+            self._spawn_leftover,
+        )
         self._queues = [_Queue(self, queue) for queue in dict.fromkeys(queues)]
         self._slots = asyncio.Semaphore(concurrency)
         self._room = asyncio.Event()
@@ -185,7 +197,7 @@ class ActivityWorker:
         return WorkerStatistics(
             running=len(self._running),
             unsent=not self._sender.ready.is_set(),
-            rows_to_delete=self._sender.rows_to_delete,
+            rows_to_delete=len(self._sender.sent_rows),
             abandoned_threads=self._threads.abandoned,
             completed=counts[COMPLETED],
             failed=counts[FAILED],
@@ -254,7 +266,7 @@ class ActivityWorker:
         pause_s = BACKOFF_S[0]
         while True:
             try:
-                return await self._store.results(list(keys))
+                return await finished(self._store.results(list(keys)))
             except StoreUnavailableError as error:
                 log.warning("tasks wait for the database: %s", error)
             await asyncio.sleep(pause_s)
@@ -308,7 +320,7 @@ class ActivityWorker:
         pause_s = BACKOFF_S[0]
         while True:
             try:
-                return await outcome_of(self._bench, task, found)
+                return await finished(outcome_of(self._bench, task, found))
             except StoreUnavailableError as error:
                 log.warning("%s: a recorded result waits for the database: %s", task, error)
             await asyncio.sleep(pause_s)
@@ -378,7 +390,7 @@ class ActivityWorker:
             self._tidy_now.clear()
             self._ends = 0
             await self._tidy_up()
-            if self._sender.rows_to_delete:
+            if self._sender.sent_rows:
                 self._tidy.set()
 
     async def _tidy_up(self) -> None:

@@ -119,6 +119,10 @@ class Message:
     value: bytes | None
     partition: int | None
 
+    @property
+    def id(self) -> str | None:
+        return next((text for name, text in self.headers if name == "ce_id"), None)
+
     def record(self) -> OutRecord:
         return OutRecord(self.topic, self.key.encode(), self.value, header_bytes(self.headers), self.partition)
 

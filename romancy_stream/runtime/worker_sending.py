@@ -5,6 +5,7 @@ result that follows them; and how the outbox rows that held them go. Knows recor
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
 from romancy_stream.runtime.worker_messages import Message, records
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 
 log = logging.getLogger(__name__)
@@ -34,11 +36,7 @@ class Sender:
         self._broker = broker
         self._store = store
         self._stuck = 0
-        self._sent_rows: list[tuple[str, int]] = []
-
-    @property
-    def rows_to_delete(self) -> int:
-        return len(self._sent_rows)
+        self.sent_rows: dict[tuple[str, int], None] = {}  # acknowledged, and still in the database
 
     async def deliver(self, messages: Sequence[Message]) -> list[str | None]:
         """Returns when each is acknowledged (None) or refused for good (why)."""
@@ -82,20 +80,21 @@ class Sender:
 
     # -- outbox rows that were sent ----------------------------------------------------------------------------------
     def sent(self, rows: Sequence[tuple[str, int]]) -> None:
-        room = ROWS_LIMIT - len(self._sent_rows)
+        room = ROWS_LIMIT - len(self.sent_rows)
         if room < len(rows):
             log.error(
                 "%d sent outbox rows are left to the engine: the database has been away for long", len(rows) - room
             )
-        self._sent_rows.extend(rows[:room])
+        self.sent_rows.update(dict.fromkeys(rows[: max(0, room)]))
 
     async def delete_sent(self) -> None:
         """Those that cannot be deleted now wait for the next call."""
-        while self._sent_rows:
-            batch = self._sent_rows[:ROWS_AT_ONCE]
+        while self.sent_rows:
+            batch = list(itertools.islice(self.sent_rows, ROWS_AT_ONCE))
             try:
-                await self._store.delete_worker_outbox(batch)
+                await finished(self._store.delete_worker_outbox(batch))
             except StoreUnavailableError as error:
                 log.warning("sent outbox rows cannot be deleted now: %s", error)
                 return
-            del self._sent_rows[: len(batch)]
+            for row in batch:
+                del self.sent_rows[row]

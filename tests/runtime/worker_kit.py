@@ -5,7 +5,7 @@ the part of the engine: it sends tasks and reads results.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Bench:
         attempt: int = 1,
         queue: str = QUEUE,
         data: bytes | None = None,
+        partition: int | None = None,
         **extensions: str,
     ) -> None:
         activity_id = activity_id or f"{name}:1"
@@ -102,7 +103,7 @@ class Bench:
             },
         )
         headers, value = encode(event)
-        await self.send(OutRecord(self.topics.tasks(queue), instance.encode(), value, headers))
+        await self.send(OutRecord(self.topics.tasks(queue), instance.encode(), value, headers, partition))
 
     async def send(self, *records: OutRecord) -> None:
         for future in await self.broker.send(records):
@@ -160,7 +161,9 @@ class Bench:
         await eventually(empty, message="sent rows are deleted")
 
     # -- workers -----------------------------------------------------------------------------------------------------
-    async def worker(self, *activities: Activity[Any, Any], broker: Broker | None = None, **options: Any) -> ActivityWorker:
+    async def worker(
+        self, *activities: Activity[Any, Any], broker: Broker | None = None, **options: Any
+    ) -> ActivityWorker:
         worker = ActivityWorker(
             broker or self.broker,
             self.store,
@@ -226,6 +229,3 @@ async def wait_on_server(session: Any, dialect: str, seconds: float) -> None:
         await session.execute(text(f"SELECT pg_sleep({seconds})"))
     elif dialect == "mysql":
         await session.execute(text(f"SELECT SLEEP({seconds})"))
-
-
-Starter = Callable[..., Coroutine[Any, Any, ActivityWorker]]
