@@ -169,8 +169,13 @@ async def test_a_topic_deleted_under_a_batch_is_refused(
     await make_topic(kafka, name)
     await produce(kafka, name, 1)
     await delete_topic(kafka.bootstrap, name)
+    await eventually(lambda: _is_absent(kafka, name))
     with pytest.raises(RecordRefusedError, match=f"no topic {name}"):
         await (await kafka.send([record(name, b"1", 0)]))[0]
+
+
+async def _is_absent(broker: Broker, name: str) -> bool:
+    return name not in await broker.topics()
 
 
 async def delete_topic(bootstrap: str, name: str) -> None:

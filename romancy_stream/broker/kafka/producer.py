@@ -207,7 +207,7 @@ class Producer:
         state = self._topics.get(topic)
         if state is None:
             state = self._topics[topic] = TopicState()
-        if state.partitions and not state.waiting:
+        if (entry.record.partition or 0) < state.partitions and not state.waiting:
             self._enqueue(entry, state)
             return
         state.waiting.append(entry)
@@ -219,7 +219,7 @@ class Producer:
         partition = record.partition
         if partition is None:
             partition = (murmur2(record.key) & 0x7FFFFFFF) % self._count(record.topic, state)
-        elif partition >= state.partitions and partition >= self._count(record.topic, state):
+        elif partition >= state.partitions:
             reason = f"{record.topic} has {state.partitions} partitions, none has the number {partition}"
             self._fail(deque([entry]), RecordRefusedError(reason))
             return
