@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.store.database import Database, async_url
 from romancy_stream.store.port import Store
@@ -103,6 +104,7 @@ def test_a_store_can_be_opened_again_in_another_loop(url: str) -> None:
             applied = await store.migrate()
             await store.prepare("shop", 4)
             await store.take_over([0], "me")
+            await store.commit(Commit())
             return applied
         finally:
             await store.close()

@@ -15,6 +15,7 @@ from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.results import insert_result, insert_worker_outbox
 from romancy_stream.store.sql import SqlStore
+from tests.store.conftest import Another
 from tests.store.writing import execute, rows
 from tests.support import eventually
 
@@ -111,6 +112,15 @@ async def test_of_many_races_each_has_one_winner_on_which_both_agree(store: SqlS
     found = {key: result for closer in closers for key, result in (await closer).items()}
     won = dict(zip(keys, await asyncio.gather(*workers), strict=True))
     assert {key: result.outcome == "completed" for key, result in found.items()} == won
+
+
+async def test_two_engines_that_close_the_same_keys_never_deadlock(store: SqlStore, another: Another) -> None:
+    """A zombie and its successor, each in an order of its own."""
+    zombie = await another()
+    for n in range(5):
+        keys = [ActivityKey(f"o-{n}", 1, f"a:{m:03d}") for m in range(400)]
+        first, second = await asyncio.gather(store.close_activities(keys, 1), zombie.close_activities(keys[::-1], 2))
+        assert first == second
 
 
 async def test_the_second_execution_of_an_attempt_is_refused(store: SqlStore) -> None:
