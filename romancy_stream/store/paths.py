@@ -58,8 +58,6 @@ class InputFilter:
     def matches(self, document: object) -> bool:
         """`document`: what `read_document` gave."""
         found = _follow(document, self.segments)
-        if self.value is None:
-            return found is None
         return type(found) is type(self.value) and found == self.value
 
 
