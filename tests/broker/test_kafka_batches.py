@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
@@ -110,7 +112,7 @@ async def test_records_produced_during_rebalances(kafka: Broker, name: str) -> N
         for _ in range(3):
             second = Handler(book)
             async with running(kafka.batches([name], name, second)):
-                await eventually(lambda second=second: len(second.batches) > 2)  # type: ignore[misc]
+                await eventually(partial(_has_batches, second, 3))
             await eventually(lambda: len(first.owned) == 4)
         stop.set()
         await loading
@@ -173,7 +175,7 @@ async def test_hold_from_inside_a_batch_takes_effect_at_once(kafka: Broker, name
         await eventually(lambda: handler.owned)
         for n in range(5):
             await produce(kafka, name, 10, start=n * 10)
-            await eventually(lambda n=n: len(handler.batches) == n + 1)  # type: ignore[misc]
+            await eventually(partial(_has_batches, handler, n + 1))
             assert handler.book.count <= n * 10 + 10
             source.release(TP(name, 0))
         await eventually(lambda: handler.book.count == 50)
@@ -338,7 +340,11 @@ async def test_confirm_membership(kafka: Broker, name: str) -> None:
     assert not await source.confirm_membership()
 
 
-async def _is_false(question: asyncio.Future[bool]) -> bool:
+def _has_batches(handler: Handler, count: int) -> bool:
+    return len(handler.batches) >= count
+
+
+async def _is_false(question: Awaitable[bool]) -> bool:
     return not await question
 
 
@@ -474,6 +480,26 @@ async def test_only_our_topics_exist(kafka: Broker, name: str) -> None:
         await asyncio.gather(*await kafka.send([record(name, b"1", 0)]))
         await eventually(lambda: handler.book.count == 1)
     assert {each for each in await kafka.topics() if name in each} == {name} <= before
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_an_error_of_the_coordinator_ends_run(kafka: Broker, name: str, held: bool) -> None:
+    """aiokafka keeps it for whoever asks next, and until then neither beats nor rejoins."""
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    task = asyncio.create_task(source.run())
+    await eventually(lambda: handler.owned)
+    assert isinstance(source, FaustBatchSource)
+    assert source._consumer is not None
+    if held:
+        source.hold(*handler.owned)
+    coordinator = source._consumer._aio._coordinator
+    unanswered = asyncio.ensure_future(coordinator._push_error_to_user(kafka_errors.UnknownError("from the broker")))
+    with pytest.raises(BrokerUnavailableError, match="from the broker"):
+        await asyncio.wait_for(task, 10)
+    await unanswered
+    assert handler.revoked == [{TP(name, 0)}]
 
 
 async def test_a_hung_consumer_is_built_anew(kafka_bootstrap: str, name: str) -> None:

@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
-from romancy_stream.broker.port import TP, AssignedRange, Broker, Record
+from romancy_stream.broker.port import TP, AssignedRange, Broker, OnRecords, Record, TaskSource
 from romancy_stream.errors import BrokerUnavailableError
 from tests.broker.kafka_kit import FAST, Handler, make_topic, produce, record, running
 from tests.broker.kafka_member import Ledger
@@ -195,7 +195,7 @@ class Tasks:
     def __init__(self) -> None:
         self.ranges: dict[TP, AssignedRange] = {}
 
-    async def on_assigned(self, ranges: dict[TP, AssignedRange]) -> None:
+    async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
         self.ranges = dict(ranges)
 
     async def on_revoked(self, partitions: set[TP]) -> None:
@@ -220,7 +220,7 @@ async def test_everything_goes_on_after_the_broker_was_killed(private_kafka: Pri
         await source.start()
         stack.push_async_callback(source.stop)
         fetched: list[Record] = []
-        fetching = asyncio.create_task(_fetch_into(source.fetch, fetched))
+        fetching = asyncio.create_task(_fetch_into(source, fetched))
         stack.callback(fetching.cancel)
 
         await produce(broker, name, 20, 2)
@@ -238,16 +238,16 @@ async def test_everything_goes_on_after_the_broker_was_killed(private_kafka: Pri
         assert not fetching.done()
 
 
-def _collector(values: list[bytes | None]) -> Callable[[Sequence[Record]], object]:
+def _collector(values: list[bytes | None]) -> OnRecords:
     async def collect(records: Sequence[Record]) -> None:
         values.extend(r.value for r in records)
 
     return collect
 
 
-async def _fetch_into(fetch: Callable[[int], object], records: list[Record]) -> None:
+async def _fetch_into(source: TaskSource, records: list[Record]) -> None:
     while True:
-        records += await fetch(100)  # type: ignore[misc]
+        records += await source.fetch(100)
 
 
 # -- the other supported line of Kafka -----------------------------------------------------------------------
@@ -262,7 +262,7 @@ async def test_kafka_3_9(kafka39_bootstrap: str, name: str) -> None:
         handler = Handler()
         source = broker.batches([name], name, handler)
         tailed: list[bytes | None] = []
-        tail = broker.tail([name], _collector(tailed))  # type: ignore[arg-type]
+        tail = broker.tail([name], _collector(tailed))
         await tail.start()
         async with running(source):
             await produce(broker, name, 100, 2)

@@ -57,6 +57,8 @@ METHODS = [
     (TableManager, "on_start", [], True),
     (App, "_on_partitions_assigned", ["assigned", "generation_id"], True),
     (App, "_on_rebalance_when_stopped", [], False),
+    (GroupCoordinator, "check_errors", [], False),
+    (GroupCoordinator, "_push_error_to_user", ["exc"], False),
     (GroupCoordinator, "_send_req", ["request"], True),
     (GroupCoordinator, "ensure_coordinator_known", [], True),
     (GroupCoordinator, "coordinator_dead", [], False),
@@ -106,8 +108,7 @@ def test_faust_is_the_version_that_the_seam_was_written_for() -> None:
 
 async def test_faust_passes_active_partitions_as_the_live_set(tmp_path: Path) -> None:
     """`release` wakes a fetch under way, which must then see the released partition."""
-    source = inspect.getsource(Consumer._wait_next_records)
-    assert "active_partitions = self._get_active_partitions()" in source
+    assert "active_partitions = self._get_active_partitions()" in inspect.getsource(Consumer._wait_next_records)
     source = FaustBatchSource(["t"], "g", Handler(), bootstrap="127.0.0.1:1", client_id="c", settings=FAST)
     consumer: Any = source._build(tmp_path).consumer
     live = consumer._get_active_partitions()

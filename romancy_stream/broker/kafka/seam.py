@@ -206,6 +206,8 @@ class BatchConsumer(driver.Consumer):
 
     async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
         """Returns no records: they are delivered here."""
+        # Faust does not ask, and a coordinator with an error that nobody takes neither beats nor rejoins.
+        self._aio._coordinator.check_errors()
         if self.flow_active and not self._get_active_partitions():
             self._something_to_fetch.clear()
             await self.wait_first(self._something_to_fetch.wait(), timeout=IDLE_WAIT_S)
