@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from romancy_stream.errors import InvalidPageTokenError, InvalidPathError
 from romancy_stream.store import pages, paths
@@ -179,6 +180,22 @@ async def test_pages_are_full_although_python_turns_rows_down(database: str, req
             found = [page async for page in pages_of(readers, query)]
             assert [row.instance_id for page in found for row in page.rows] == expected
             assert all(len(page.rows) == limit for page in found[:-1])
+
+
+async def test_a_small_page_of_many_rejected_rows_takes_few_questions(sqlite_db: str) -> None:
+    big = 2**60
+    async with readers_on(sqlite_db) as readers:
+        await put(readers, [instance(f"i{n:04}", started_us=n, input=b'{"v": %d.0}' % (big + 1)) for n in range(2000)])
+        await put(readers, [instance("wanted", started_us=-1, input=b'{"v": %d.0}' % big)])
+        asked: list[str] = []
+        event.listen(
+            readers.db.engine.sync_engine,  # type: ignore[attr-defined]
+            "before_cursor_execute",
+            lambda *arguments: asked.append(arguments[2]),
+        )
+        page = await readers.list_instances(InstanceQuery(limit=1, input={"v": big}))
+        assert [row.instance_id for row in page.rows] == ["wanted"]
+        assert 1 < sum("json_each" in statement for statement in asked) < 20
 
 
 @on_every_database
