@@ -11,17 +11,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import orjson
 
 from romancy_stream.broker.port import Broker, Record, Tail
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
+from romancy_stream.errors import StoreUnavailableError
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import Topics, WireEvent
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S: Final = (0.1, 5.0)
+"""First and longest pause while the database is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,16 @@ class ResultHub:
 
     # -- looking -------------------------------------------------------------------------------------------------
     async def _look(self, ids: Sequence[str]) -> None:
-        known = await self._store.known(ids)
+        """As long as it takes: who waits for a result for a minute can wait for the database too."""
+        pause_s = LOOK_AGAIN_S[0]
+        while True:
+            try:
+                known = await self._store.known(ids)
+                break
+            except StoreUnavailableError as error:
+                log.warning("cannot look for results, trying again: %s", error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
         for row in known.instances.values():
             self._tell(row.instance_id, outcome_of(row), row.event_id)
         for rejection in known.rejections.values():

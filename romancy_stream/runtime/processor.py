@@ -6,9 +6,10 @@ not go as it should.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine.commit import Commit, Mark
@@ -22,11 +23,15 @@ from romancy_stream.wire.codec import decode
 from romancy_stream.wire.malformed import Malformed
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
 STORE_PATIENCE_S: Final = 5.0
 """How long a batch waits for the database before the owner gives its partitions up."""
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
+"""Between two attempts to reach the database."""
 SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
@@ -156,10 +161,10 @@ class Processor:
         if self._relay.has_news or not self._relay.idle:
             wait_s = min(wait_s, TIDY_AFTER_S)
         if wait_s > 0:
-            try:
-                await asyncio.wait_for(self._timers_changed.wait(), wait_s)
-            except TimeoutError:
-                return
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._timers_changed.wait()
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _step(self, inputs: Sequence[Input]) -> None:
@@ -181,7 +186,7 @@ class Processor:
         now_us = self._clock.now_us()
         closings = self.core.closings(inputs, now_us)
         if closings:
-            closed = await self._store.close_activities(closings, now_us)
+            closed = await self._patiently(lambda: self._store.close_activities(closings, now_us))
             self.core.load(Loaded(loaded.instances, loaded.rejections, {}, closed))
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
@@ -192,9 +197,9 @@ class Processor:
         return commit
 
     async def _load(self, missing: Sequence[str]) -> Loaded:
-        known = await self._store.known(missing)
+        known = await self._patiently(lambda: self._store.known(missing))
         open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
-        histories = await self._store.histories(open_ids) if open_ids else {}
+        histories = await self._patiently(lambda: self._store.histories(open_ids)) if open_ids else {}
         return Loaded(known.instances, known.rejections, {i: list(events) for i, events in histories.items()})
 
     def _published(self, commit: Commit) -> None:
@@ -204,25 +209,33 @@ class Processor:
         if commit.timers or commit.outbox:
             self._timers_changed.set()
 
-    async def _commit(self, commit: Commit, patience_s: float = STORE_PATIENCE_S) -> None:
+    async def _commit(self, commit: Commit, patience_s: float | None = None) -> None:
         if not commit.marks:
             return
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + patience_s
-        pause_s = 0.05
-        while True:
+
+        async def attempt() -> None:
             try:
                 # Shielded: a cancelled database call leaves its outcome open.
                 self._clock.learn(await asyncio.shield(self._store.commit(commit)))
-                return
+            except CommitUnknownError:
+                if not await self._was_committed(commit):
+                    raise StoreUnavailableError("the commit did not take effect") from None
+
+        await self._patiently(attempt, patience_s)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
+        """Again while the database is away, for a while. `call` may be made any number of times."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + (STORE_PATIENCE_S if patience_s is None else patience_s)
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await call()
             except StoreUnavailableError:
                 if loop.time() >= give_up_at:
                     raise
-            except CommitUnknownError:
-                if await self._was_committed(commit):
-                    return
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _was_committed(self, commit: Commit) -> bool:
         """Finds out about a commit whose connection broke: a takeover of oneself. The new epoch makes sure that the

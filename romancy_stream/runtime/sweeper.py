@@ -5,6 +5,7 @@ while activities are under way."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -36,11 +37,10 @@ class Sweeper:
     async def run(self) -> None:
         """For ever. An idle engine, with no instance open, asks the database nothing."""
         while True:
-            try:
-                await asyncio.wait_for(self._now.wait(), SWEEP_EVERY_S)
-                fresh = True
-            except TimeoutError:
-                fresh = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_EVERY_S):
+                    await self._now.wait()
+            fresh = self._now.is_set()
             self._now.clear()
             if self._core.owned and (fresh or self._core.cached):
                 try:

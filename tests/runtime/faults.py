@@ -1,9 +1,10 @@
-"""An app whose database calls fail on purpose: the n-th one, in a chosen way. Everything else is the real thing."""
+"""An app whose database calls fail on purpose: the n-th of one name, in a chosen way. Everything else is
+the real thing."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from romancy_stream import App
@@ -33,17 +34,16 @@ class Fault:
     """
 
     kind: str
-    at: int
+    name: str = ""
+    at: int = 0
     calls: int = 0
-    log: list[str] = field(default_factory=list)
     dead: bool = False
 
     async def around(self, name: str, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         if self.dead:
             raise StoreUnavailableError("this process is as good as dead")
-        self.calls += 1
-        self.log.append(name)
-        if self.calls != self.at:
+        self.calls += name == self.name
+        if name != self.name or self.calls != self.at:
             return await call(*args)
         if self.kind == "crash_before":
             self.dead = True

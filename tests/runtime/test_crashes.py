@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from romancy_stream import ActivityContext, RetryPolicy, WorkflowContext
 from romancy_stream.audit import verify
-from tests.runtime.faults import Fault, FaultyApp
+from tests.runtime.faults import CALLS, Fault, FaultyApp
 
 KINDS = ["unavailable", "unknown_before", "unknown_after", "crash_before", "crash_after"]
-PATIENCE_S = 20
+PATIENCE_S = 8
 MOST_CALLS = 60  # more than the workflow below makes; the test says so if that changes
 
 
@@ -68,8 +69,9 @@ async def attempt(folder: Path, fault: Fault) -> bool:
         handles = [await app.start(flow, name, instance_id=name) for name in ("a", "b")]
         ends = [asyncio.ensure_future(handle.result(timeout=PATIENCE_S)) for handle in handles]
         dead = asyncio.ensure_future(_death(fault))
-        both = asyncio.gather(*ends)
-        await asyncio.wait([both, dead], return_when=asyncio.FIRST_COMPLETED)
+        both: asyncio.Future[list[object]] = asyncio.gather(*ends)
+        waiting: list[asyncio.Future[Any]] = [both, dead]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         dead.cancel()
         if not both.done() or fault.dead:
             both.cancel()
@@ -86,7 +88,7 @@ async def _death(fault: Fault) -> None:
 
 
 async def prepare(folder: Path) -> None:
-    app = program(folder, Fault("none", 0))
+    app = program(folder, Fault("none"))
     store = app.make_store()
     await store.open()
     await store.migrate()
@@ -96,7 +98,7 @@ async def prepare(folder: Path) -> None:
 
 
 async def check(folder: Path) -> None:
-    app = program(folder, Fault("none", 0))
+    app = program(folder, Fault("none"))
     store = app.make_store()
     await store.open()
     try:
@@ -111,21 +113,26 @@ async def check(folder: Path) -> None:
         await store.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.timeout(300)
-async def test_each_database_call_fails_once(kind: str, tmp_path: Path) -> None:
-    seen: set[str] = set()
+# What only happens now and then depends on timing; these every run makes.
+CERTAIN = {"take_over", "snapshot", "known", "close_activities", "commit"}
+CASES = [(kind, name) for kind in KINDS for name in CALLS if name == "commit" or not kind.startswith("unknown")]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+async def test_each_call_of_the_database_fails_once(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy_stream.runtime.processor.STORE_PATIENCE_S", 0.2)
+    monkeypatch.setattr("romancy_stream.runtime.node.DRAIN_S", 0.2)
     for at in range(1, MOST_CALLS + 1):
         folder = tmp_path / str(at)
         folder.mkdir()
         await prepare(folder)
-        fault = Fault(kind, at)
+        fault = Fault(kind, name, at)
         if not await attempt(folder, fault):
-            assert await attempt(folder, Fault("none", 0)), f"{kind} at {at}: {fault.log}"
+            assert await attempt(folder, Fault("none"))
         await check(folder)
         if fault.calls < at:
-            break  # the workflow makes no more calls than this
-        seen.add(fault.log[at - 1])
-    else:
-        pytest.fail(f"the workflows make more than {MOST_CALLS} calls; raise the limit")
-    assert {"take_over", "snapshot", "known", "close_activities", "commit"} <= seen
+            assert at > 1 or name not in CERTAIN
+            return  # there are no more calls of this name
+    pytest.fail(f"the workflows make more than {MOST_CALLS} calls of {name}; raise the limit")
