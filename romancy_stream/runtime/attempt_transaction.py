@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, RootTransaction, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from romancy_stream.errors import ActivityContextError, CommitUnknownError
-from romancy_stream.store.failures import is_lost
+from romancy_stream.store.failures import code_of, is_lost
 
 log = logging.getLogger(__name__)
+
+_MYSQL: Final = ("mysql", "mariadb")
+_NO_SUCH_THREAD: Final = 1094
 
 
 class ActivitySession(Session):
@@ -23,6 +27,7 @@ class ActivitySession(Session):
 
     opened_on: Connection | None = None
     opened_root: RootTransaction | None = None
+    server_thread: int | None = None  # MariaDB and MySQL
 
     engine_begin = Session.begin
     engine_commit = Session.commit
@@ -52,11 +57,10 @@ class ActivitySession(Session):
         _refuse("invalidate")
 
     def engine_abandon(self) -> None:
-        """Ends the connection. Leaves the session alone: a thread may be in the middle of it."""
-        connection = self.opened_on
-        if connection is not None and not connection.closed:
-            connection.invalidate()
-            connection.close()
+        """Ends the connection, which frees its place in the pool. Leaves the session and the rest alone: a thread may
+        be in the middle of them, and should get no further than to an error."""
+        if self.opened_on is not None and not self.opened_on.closed:
+            self.opened_on.invalidate()
 
 
 def _refuse(what: str) -> NoReturn:
@@ -73,6 +77,9 @@ def _opened(session: ActivitySession, _transaction: SessionTransaction, connecti
         assert root is not None
         session.opened_on = connection
         session.opened_root = root
+        if connection.dialect.name in _MYSQL:
+            driver: Any = connection.connection.driver_connection
+            session.server_thread = driver.thread_id()
 
 
 class AttemptTransaction:
@@ -127,19 +134,33 @@ class AttemptTransaction:
 
     async def roll_back(self) -> None:
         if self._session is not None:
-            await self._end(_close)
+            await self._end(self._session, _close)
 
     async def abandon(self) -> None:
         """While a thread may still be using the session: the server rolls back, as the connection ends."""
         if self._session is not None:
-            await self._end(_abandon)
+            await self._end(self._session, _abandon)
 
-    async def _end(self, how: Callable[[Session], None]) -> None:
-        assert self._session is not None
+    async def _end(self, session: AsyncSession, how: Callable[[Session], None]) -> None:
+        opened_on = _sync(session).opened_on
+        cut_off = how is _abandon or (opened_on is not None and opened_on.invalidated)
         try:
-            await self._session.run_sync(how)
+            await session.run_sync(how)
+            if cut_off:
+                await self._kill(_sync(session).server_thread)
         except Exception as error:  # then the connection is broken, and the server rolls back
             log.info("a transaction could not be rolled back in order: %r", error)
+
+    async def _kill(self, server_thread: int | None) -> None:
+        """MariaDB and MySQL go on with a statement, and keep its locks, when the connection ends in the middle."""
+        if server_thread is None:
+            return
+        async with self._engine.connect() as connection:
+            try:
+                await connection.exec_driver_sql(f"KILL {server_thread}")
+            except DBAPIError as error:
+                if code_of(error) != _NO_SUCH_THREAD:
+                    raise
 
 
 def _sync(session: AsyncSession) -> ActivitySession:

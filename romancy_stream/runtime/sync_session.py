@@ -61,14 +61,19 @@ class LoopBridge:
     def _drive(self, function: Callable[[], T]) -> T:
         inner = _ThreadGreenlet(function)
         inner.gr_context = contextvars.copy_context()
-        value: Any = inner.switch()
-        while not inner.dead:
-            try:
-                answer = self._wait(value)
-            except BaseException:
-                value = inner.throw(*sys.exc_info())
-            else:
-                value = inner.switch(answer)
+        # Code of a driver that ends a broken connection asks for the loop of its thread.
+        asyncio.set_event_loop(self._loop)
+        try:
+            value: Any = inner.switch()
+            while not inner.dead:
+                try:
+                    answer = self._wait(value)
+                except BaseException:
+                    value = inner.throw(*sys.exc_info())
+                else:
+                    value = inner.switch(answer)
+        finally:
+            asyncio.set_event_loop(None)
         result: T = value
         return result
 
@@ -79,12 +84,7 @@ class LoopBridge:
             self._refuse_when_closed()
             future = asyncio.run_coroutine_threadsafe(self._in_loop(awaitable), self._loop)
             self._in_flight += 1
-        # Code of a driver that ends a broken connection asks for the loop of its thread.
-        asyncio.set_event_loop(self._loop)
-        try:
-            return future.result()
-        finally:
-            asyncio.set_event_loop(None)
+        return future.result()
 
     async def _in_loop(self, awaitable: Awaitable[Any]) -> Any:
         try:

@@ -28,7 +28,6 @@ from romancy_stream.errors import (
     PayloadTooLargeError,
     StoreUnavailableError,
 )
-from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads
@@ -91,8 +90,7 @@ class _Running:
 
 class ActivityWorker:
     """Serves `queues`, each as a member of the group `{namespace}.workers.{queue}`. The broker and the store are open
-    and stay open for as long as it runs. An object for one life: `start`, then `stop`. `default_policy` is not looked
-    at: the engine has applied it, and a task names the classes that its call's policy restricts."""
+    and stay open for as long as it runs. An object for one life: `start`, then `stop`."""
 
     def __init__(
         self,
@@ -104,7 +102,6 @@ class ActivityWorker:
         queues: Sequence[str],
         partitions: int,
         worker_id: str,
-        default_policy: RetryPolicy | None = None,
         concurrency: int = CONCURRENCY,
         threads: int = THREADS,
     ) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
-from romancy_stream import TerminalError, activity
+from romancy_stream import ActivityContext, TerminalError, activity
 from romancy_stream.errors import ActivityContextError, BrokerUnavailableError, ConfigurationError
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.runtime.worker_messages import Message
@@ -40,7 +41,7 @@ async def fail(how: str) -> None:
 async def test_a_plain_result_goes_to_results_and_costs_no_transaction(sqlite_bench: Bench) -> None:
     bench = sqlite_bench
     worker = await bench.worker(double)
-    await bench.request("double", 21, traceparent="00-1-2-01")
+    await bench.request("double", 21, ext={w.X_TRACEPARENT: "00-1-2-01"})
     seen = await bench.result()
     assert (seen.type, seen.data, seen.event.subject) == (w.ACTIVITY_COMPLETED, 42, "i1")
     extensions = dict(seen.event.extensions)
@@ -104,7 +105,7 @@ async def test_a_failure_says_whether_it_may_be_retried(
     sqlite_bench: Bench, how: str, restrictions: dict[str, str], error_type: str, retryable: bool
 ) -> None:
     await sqlite_bench.worker(fail)
-    await sqlite_bench.request("fail", how, attempt=3, **restrictions)
+    await sqlite_bench.request("fail", how, attempt=3, ext=restrictions)
     seen = await sqlite_bench.result()
     assert seen.type == w.ACTIVITY_FAILED
     assert seen.event.extensions[w.X_ATTEMPT] == "3"
@@ -113,7 +114,7 @@ async def test_a_failure_says_whether_it_may_be_retried(
 
 async def test_another_version_of_the_worker_may_know_an_unknown_activity(sqlite_bench: Bench) -> None:
     worker = await sqlite_bench.worker(double)
-    await sqlite_bench.request("triple", 1, **{w.X_RETRY_ON: "shop:Declined"})
+    await sqlite_bench.request("triple", 1, ext={w.X_RETRY_ON: "shop:Declined"})
     seen = await sqlite_bench.result()
     assert seen.data["retryable"] is True
     assert "worker w1 serves the queue 'default' but has no activity 'triple'" in seen.data["message"]
@@ -144,9 +145,9 @@ async def test_what_is_no_task_is_kept_and_stops_nobody(sqlite_bench: Bench) -> 
     worker = await bench.worker(double)
     topic = bench.topics.tasks(QUEUE)
     await bench.send(OutRecord(topic, b"i1", b"\xff", []))
-    await bench.request("double", 1, **{w.X_RETRY_ON: "no class"})
-    await bench.request("double", 1, **{w.X_TIMEOUT: "soon"})
-    await bench.request("double", 1, **{w.X_RUN: "x"})
+    await bench.request("double", 1, ext={w.X_RETRY_ON: "no class"})
+    await bench.request("double", 1, ext={w.X_TIMEOUT: "soon"})
+    await bench.request("double", 1, ext={w.X_RUN: "x"})
     await bench.request("double", 1)
     await bench.result()
     await eventually(lambda: len(bench.dead) == 4)
@@ -161,7 +162,7 @@ async def test_a_context_is_of_no_use_after_the_attempt(sqlite_bench: Bench) -> 
     kept = []
 
     @activity
-    async def leak(ctx) -> None:  # type: ignore[no-untyped-def]
+    async def leak(ctx: ActivityContext) -> None:
         kept.append(ctx)
 
     await sqlite_bench.worker(leak)
@@ -223,7 +224,8 @@ async def test_queues_are_served_that_were_asked_for(sqlite_bench: Bench) -> Non
 
 
 async def test_settings_that_make_no_sense_are_refused(sqlite_bench: Bench) -> None:
-    for options in ({"concurrency": 0}, {"threads": 0}, {"queues": []}):
+    wrong: list[dict[str, Any]] = [{"concurrency": 0}, {"threads": 0}, {"queues": []}]
+    for options in wrong:
         with pytest.raises(ConfigurationError, match=f"{next(iter(options))} of at least 1"):
             await sqlite_bench.worker(double, **options)
 

@@ -42,7 +42,7 @@ async def test_rows_result_and_events_commit_together_and_events_leave_first(ben
         return "saved"
 
     worker = await bench.worker(order)
-    await bench.request("order", tracestate="a=b")
+    await bench.request("order", ext={w.X_TRACESTATE: "a=b"})
     result = await bench.result()
     offsets += [(each.topic, each.type) for each in bench.seen]
     assert [type_ for _, type_ in offsets] == ["order.begun", "order.saved", w.ACTIVITY_COMPLETED]
@@ -476,8 +476,8 @@ async def test_a_deadlock_may_be_retried_whatever_the_policy_names(bench: Bench)
 
     await bench.worker(cross, queues=["other"])
     restriction = {w.X_RETRY_ON: "shop:Declined"}
-    await bench.request("cross", "a", "b", activity_id="cross:1", queue="other", **restriction)
-    await bench.request("cross", "b", "a", activity_id="cross:2", queue="other", **restriction)
+    await bench.request("cross", "a", "b", activity_id="cross:1", queue="other", ext=restriction)
+    await bench.request("cross", "b", "a", activity_id="cross:2", queue="other", ext=restriction)
     outcomes = {each.type: each.data for each in (await bench.results_of(4))[2:]}
     assert outcomes[w.ACTIVITY_COMPLETED] == "through"
     assert outcomes[w.ACTIVITY_FAILED]["retryable"] is True
@@ -495,6 +495,6 @@ async def test_a_connection_that_breaks_in_the_middle_is_a_failure_that_may_be_r
         await ctx.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     await bench.worker(order)
-    await bench.request("order", **{w.X_RETRY_ON: "shop:Declined"})
+    await bench.request("order", ext={w.X_RETRY_ON: "shop:Declined"})
     assert (await bench.result()).data["retryable"] is True
     assert await bench.orders() == []

@@ -5,7 +5,7 @@ the part of the engine: it sends tasks and reads results.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Bench:
         queue: str = QUEUE,
         data: bytes | None = None,
         partition: int | None = None,
-        **extensions: str,
+        ext: Mapping[str, str] | None = None,
     ) -> None:
         activity_id = activity_id or f"{name}:1"
         event = WireEvent(
@@ -99,7 +99,7 @@ class Bench:
                 w.X_ACTIVITY_ID: activity_id,
                 w.X_ATTEMPT: str(attempt),
                 w.X_IDEMPOTENCY_KEY: f"{instance}/{run}/{activity_id}",
-                **extensions,
+                **(ext or {}),
             },
         )
         headers, value = encode(event)
