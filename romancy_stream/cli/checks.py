@@ -96,7 +96,7 @@ def _faust_pin(found: str | None, *, needed: bool) -> Finding:
 # -- the database ------------------------------------------------------------------------------------------------------
 async def database(app: App, store: SqlStore) -> AsyncIterator[Finding]:
     """Ends early where the rest would only repeat the first failure."""
-    shown = store.db.url.render_as_string(hide_password=True)
+    shown = store.db.url.set(drivername=store.db.dialect).render_as_string(hide_password=True)
     try:
         product, number = await _server_version(store)
     except RomancyError as error:
@@ -241,6 +241,8 @@ def identity_finding(known: Identity) -> Finding:
     if known.changed:
         told = f"{', '.join(known.changed)}: not the one that the database was filled from"
         return Finding("fail", "identity", told, "bring the topic back, or romancy doctor MODULE:APP --accept-topics")
+    if len(known.found) < 2:
+        return Finding("warn", "identity", "not every topic that the engine reads is there to be compared")
     if not known.recorded:
         return Finding("ok", "identity", "not recorded yet: the first engine does it")
     return Finding("ok", "identity", "the topics are the ones that the database was filled from")

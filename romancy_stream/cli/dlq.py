@@ -9,7 +9,7 @@ import typer
 
 from romancy_stream.app import App
 from romancy_stream.cli import output
-from romancy_stream.cli.running import Refused, reader, refusing, run, saying_where_else
+from romancy_stream.cli.running import Refused, explaining, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
 from romancy_stream.instances import DeadLetter
@@ -97,7 +97,7 @@ def replay(
 
 
 async def _replay(app: App, dlq_ids: list[str]) -> None:
-    with saying_where_else("app.replay_dead_letter(...)"):
+    with explaining("app.replay_dead_letter(...)"):
         async with app.client() as client:
             for dlq_id in dlq_ids:
                 with refusing():

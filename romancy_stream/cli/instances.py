@@ -17,7 +17,7 @@ import typer
 
 from romancy_stream.app import App
 from romancy_stream.cli import output, timeline
-from romancy_stream.cli.running import Refused, is_embedded, opened_store, reader, refusing, run, saying_where_else
+from romancy_stream.cli.running import Refused, explaining, is_embedded, opened_store, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
 from romancy_stream.client import BaseClient, Handle
@@ -83,7 +83,7 @@ async def _start(
         raise UnknownWorkflowError(f"the app has no workflow {name!r}; it has {known}")
     args, kwargs = _decoded(workflow, raw)
     optioned = workflow.with_options(instance_id=instance_id, on_conflict=on_conflict)
-    with saying_where_else("app.start(...)"):
+    with explaining("app.start(...)"):
         async with _sender(app, answers=wait or on_conflict == "fail") as client:
             try:
                 handle = await client.start(optioned, *args, **kwargs)
@@ -96,9 +96,12 @@ def _decoded(workflow: Workflow[Any, Any], raw: bytes | None) -> tuple[tuple[Any
     """The engine checks the input as well; here the mistake is seen before anything is sent."""
     workflow.resolve()
     try:
-        return workflow.decode(raw)
+        args, kwargs = workflow.decode(raw)
     except PayloadError as error:
         raise InvalidInputError(str(error), error.errors) from error
+    if len(workflow.parameters.names) == 1 and kwargs.keys() & {"instance_id", "on_conflict"}:
+        return tuple(kwargs.values()), {}  # a parameter of that name, not the option
+    return args, kwargs
 
 
 async def _result(handle: Handle[Any], workflow: Workflow[Any, Any], timeout: float | None) -> str:
@@ -135,7 +138,7 @@ def send(
 
 
 async def _send(app: App, type: str, data: Any, subject: str | None, source: str | None, event_id: str | None) -> str:
-    with saying_where_else("app.send_event(...)"):
+    with explaining("app.send_event(...)"):
         async with app.client() as client:
             return await client.send_event(type=type, data=data, subject=subject, source=source, id=event_id)
 

@@ -14,7 +14,7 @@ from sqlalchemy import column, table
 from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.client import BaseClient
-from romancy_stream.errors import ConfigurationError, EmbeddedBrokerInUseError, RomancyError
+from romancy_stream.errors import ConfigurationError, EmbeddedBrokerInUseError, RecordRefusedError, RomancyError
 from romancy_stream.store.database import SQLITE
 from romancy_stream.store.sql import SqlStore
 
@@ -96,11 +96,14 @@ def is_embedded(app: App) -> bool:
 
 
 @contextlib.contextmanager
-def saying_where_else(instead: str) -> Iterator[None]:
-    """What to do when another process holds the embedded broker. `instead` is the call inside that process."""
+def explaining(instead: str) -> Iterator[None]:
+    """Around sending: what to do when another process holds the embedded broker (`instead` is the call inside that
+    process), or when there is no topic yet."""
     try:
         yield
     except EmbeddedBrokerInUseError as error:
         raise EmbeddedBrokerInUseError(
             f"{error}. While it runs, only code inside that process can do this: call {instead} there"
         ) from error
+    except RecordRefusedError as error:
+        raise RecordRefusedError(f"{error}. Where a topic is missing, `romancy init MODULE:APP` makes it") from error

@@ -16,7 +16,7 @@ import typer
 
 from romancy_stream.app import App
 from romancy_stream.cli import output, setup
-from romancy_stream.cli.running import described
+from romancy_stream.cli.running import described, opened_store
 from romancy_stream.cli.target import Target
 from romancy_stream.errors import RomancyError
 from romancy_stream.runtime.node import ROLES, Role
@@ -133,7 +133,10 @@ class Process:
         log.info("stopped")
 
     async def _start(self, leaving: contextlib.AsyncExitStack) -> None:
-        if self._initialise and self._queues is not None:
+        if not self._initialise:
+            async with opened_store(self._app):
+                pass  # says so where there are no tables
+        elif self._queues is not None:
             await setup.make_ready(self._app)  # the engine sends to queues that this process does not serve
         running = self._app.running(roles=self._roles, queues=self._queues, initialise=self._initialise)
         await leaving.enter_async_context(running)
