@@ -69,7 +69,8 @@ def _write(name: str) -> None:
     path = GOLDEN / f"{name}.json"
     if path.exists():
         raise SystemExit(f"{path} exists: golden histories are never edited")
-    path.write_text(json.dumps({"history": history, "row": _row(events)}, indent=1) + "\n", "utf-8")
+    text = json.dumps({"history": history, "row": _row(events)}, indent=1)
+    path.write_text(text.replace(f"{GOLDEN.parents[1]}/", "") + "\n", "utf-8")
 
 
 if __name__ == "__main__":
