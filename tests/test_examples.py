@@ -1,0 +1,78 @@
+"""Every example runs as its docstring says, as a program of its own in an empty folder, and prints what it is there to
+show; and the demo, which kills a worker and lets another one finish."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.modules import REPO
+from tests.support.snippets import BLOCK_TIMEOUT_S, environment
+
+EXAMPLES = {path.stem: path for path in sorted((REPO / "examples").glob("*.py")) if path.stem != "__init__"}
+
+PRINTS = {
+    "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
+    "loan_approval": ["applicant_id='good-1' status='approved'", "applicant_id='other-2' status='rejected'"],
+    "order_tables": ["all orders together: 12.50"],
+    "orders": ["order_id='o-1' status='shipped' tracking='TRACK-o-1'", "['order_workflow-"],
+    "payment_retries": [
+        "charged 42.00 with key payment-",
+        "called once",
+        "gave up after 2 attempts: down for the day",
+        "activity.attempt_failed call_payment_api:1 2",
+    ],
+    "user_registration": ["creating the account of Ada", "account_id='ACC-123' status='completed'"],
+    "validation": ["order_id='o-1' valid=True", "o-2: romancy_stream.errors:TerminalError: order o-2 is cancelled"],
+}
+ELSEWHERE = {"crash": "the app that the demo kills a worker of", "demo": "has a test of its own below"}
+
+
+def run(command: list[str], folder: Path) -> str:
+    env = environment() | {"PYTHONPATH": str(REPO), "COLUMNS": "200"}
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=BLOCK_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_example_has_its_test() -> None:
+    assert EXAMPLES.keys() == PRINTS.keys() | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_an_example_runs_as_its_docstring_says(name: str, tmp_path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(EXAMPLES[name].read_text(encoding="utf-8"))) or ""
+    [told] = re.findall(r"^\s*python -m (\S+)$", doc, re.MULTILINE)
+    assert told == f"examples.{name}"
+    printed = run([sys.executable, "-W", "error", "-m", told], tmp_path)
+    for expected in PRINTS[name]:
+        assert expected in printed
+    if name == "concurrent_fetch":
+        assert printed.count("\n") == 10
+
+
+@pytest.mark.timeout(120)
+def test_the_demo_prints_its_proof_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    printed = run([sys.executable, "-W", "error", str(EXAMPLES["demo"])], tmp_path)
+    assert "user_registration returned" in printed
+    assert "order_workflow returned" in printed
+    killed = re.search(r"kill -9 of worker (\d+), \d legs recorded", printed)
+    finished = re.search(r"worker (\d+) finished it", printed)
+    assert killed is not None
+    assert finished is not None
+    assert killed[1] != finished[1]
+    # A result may lie in the log when its worker dies: how the legs are shared is not exactly known.
+    assert re.search(rf"each recorded once: \d by worker {killed[1]} and \d by worker {finished[1]}\n", printed)
+    assert "no differences" in printed
+    assert not list(tmp_path.iterdir())
+    for pid in (killed[1], finished[1]):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
