@@ -50,6 +50,17 @@ def test_the_url_wins_over_the_environment_and_that_over_the_settings() -> None:
     assert "secret" not in repr(found)
 
 
+def test_numbers_in_the_url() -> None:
+    _, found = from_url("kafka://one:9092?session_timeout_ms=6000&heartbeat_interval_ms=500", None, {})
+    assert found == KafkaSettings(session_timeout_ms=6_000, heartbeat_interval_ms=500)
+
+
+@pytest.mark.parametrize("value", ["soon", "1.5", "0", "-6000"])
+def test_what_is_no_number_of_milliseconds(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"session_timeout_ms must be .*, not .*{value}"):
+        from_url(f"kafka://one:9092?session_timeout_ms={value}", None, {})
+
+
 def test_an_unknown_setting_in_the_url_is_named_with_those_that_are_known() -> None:
     with pytest.raises(ConfigurationError, match="acks; known: " + ", ".join(FROM_URL)):
         from_url("kafka://one:9092?acks=1", None, {})

@@ -14,7 +14,17 @@ from urllib.parse import parse_qsl, urlsplit
 from romancy_stream.errors import ConfigurationError
 
 ENV_PREFIX = "ROMANCY_KAFKA_"
-FROM_URL = ("security_protocol", "sasl_mechanism", "username", "password", "cafile")
+SECURITY = ("security_protocol", "sasl_mechanism", "username", "password", "cafile")
+NUMBERS = (
+    "session_timeout_ms",
+    "heartbeat_interval_ms",
+    "rebalance_timeout_ms",
+    "delivery_limit_ms",
+    "stall_limit_ms",
+    "record_limit_bytes",
+    "replication_factor",
+)
+FROM_URL = (*SECURITY, *NUMBERS)
 
 # A JVM that was just started answers within seconds; a wrong address should be reported while somebody still watches.
 CONNECT_LIMIT_S = 15.0
@@ -76,6 +86,9 @@ class KafkaSettings:
                 f"security_protocol={self.security_protocol} needs username and password: set {ENV_PREFIX}USERNAME and "
                 f"{ENV_PREFIX}PASSWORD"
             )
+        for name in NUMBERS:
+            if getattr(self, name) < 1 and (name, getattr(self, name)) != ("replication_factor", -1):
+                raise ConfigurationError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.heartbeat_interval_ms * 2 > self.session_timeout_ms:
             raise ConfigurationError("heartbeat_interval_ms must be at most half of session_timeout_ms")
 
@@ -126,7 +139,8 @@ def from_url(
 ) -> tuple[str, KafkaSettings]:
     """`kafka://host:port,host:port?security_protocol=…` (or plain `host:port,…`) -> bootstrap servers and settings.
 
-    For the security settings the URL wins over the environment, which wins over `settings`.
+    What FROM_URL names can be set in three places: the URL wins over the environment (ROMANCY_KAFKA_...), which wins
+    over `settings`.
     """
     parts = urlsplit(url if "://" in url else f"kafka://{url}")
     if parts.scheme != "kafka" or not parts.netloc:
@@ -145,4 +159,10 @@ def from_url(
 
 def _with(settings: KafkaSettings, changes: Mapping[str, str]) -> KafkaSettings:
     assert set(changes) <= {each.name for each in fields(KafkaSettings)}
-    return replace(settings, **changes)  # type: ignore[arg-type]
+    values: dict[str, Any] = dict(changes)
+    for name in set(changes) & set(NUMBERS):
+        try:
+            values[name] = int(changes[name])
+        except ValueError:
+            raise ConfigurationError(f"{name} must be a whole number, not {changes[name]!r}") from None
+    return replace(settings, **values)
