@@ -28,9 +28,9 @@ ACCEPTED = """\
 The topics that are there now are the app's from here on:
 {topics}
 The engine reads them from their beginning. What lay in the old topics and had not been read yet is gone: starts, events
-and results of activities among it. An instance whose activity's result was lost waits until that activity's timeout,
-or for ever where it has none. Starts that are in the new topics already begin now; an instance id that exists is not
-started twice.
+and results of activities among it. An instance whose activity's task or result was lost waits until that activity's
+timeout, or for ever where it has none. Starts that are in the new topics already begin now; an instance id that exists
+is not started twice.
 """
 
 
