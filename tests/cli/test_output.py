@@ -39,6 +39,16 @@ def test_tables_are_plain_where_nobody_looks(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_a_terminal_gets_everything_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    output.print_table(["id", "what"], [["i" * 50, "[red]not markup[/red] \x1b[31m " + "w" * 50]])
+    shown = capsys.readouterr().out
+    assert (shown.count("i"), shown.count("w")) == (51, 51)
+    assert "[red]" in shown
+    assert "\x1b[31m" not in shown
+
+
 @pytest.mark.parametrize(
     ("span", "shown"),
     [
