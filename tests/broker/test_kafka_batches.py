@@ -6,18 +6,22 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
+from faust.types import TP as FaustTP
 
 from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
+from romancy_stream.broker.kafka.membership import confirmed
 from romancy_stream.broker.kafka.source import FaustBatchSource
-from romancy_stream.broker.port import TP, Broker, Record
+from romancy_stream.broker.port import TP, BatchSource, Broker, Record
 from romancy_stream.errors import BrokerUnavailableError, LogIdentityError
 from tests.broker.kafka_kit import FAST, Book, Handler, make_topic, produce, record, running, tps
 from tests.support import eventually
@@ -198,6 +202,9 @@ async def test_a_hold_outlives_a_rebalance_that_leaves_the_partition_here(kafka:
         await produce(kafka, name, 20, partitions=2, start=20)
         await eventually(lambda: len(book.values.get(moved, ())) == 20)  # its hold ended when it left
         assert kept not in book.values
+        assert isinstance(source, FaustBatchSource)
+        assert source._consumer is not None
+        assert source._consumer._get_active_partitions() == {FaustTP(*moved)}  # it is not even fetched
         source.release(kept)
         await eventually(lambda: book.count == 40)
 
@@ -243,6 +250,87 @@ async def test_rewind_between_and_inside_batches(kafka: Broker, name: str) -> No
 
 class Skip(Exception):
     pass
+
+
+async def test_records_fetched_from_kafkas_offsets_while_the_handler_loads_are_dropped(
+    kafka: Broker, name: str
+) -> None:
+    await make_topic(kafka, name, partitions=2)
+    book = Book()
+    first, second = Handler(book), Handler(book)
+    source = kafka.batches([name], name, first)
+
+    async def load_slowly() -> None:
+        if first.assigned_count:
+            await asyncio.sleep(0.6)  # aiokafka has its offsets, and the fetch that was under way its records, by then
+
+    first.before_assigned = load_slowly
+    async with running(source):
+        await produce(kafka, name, 40, partitions=2)
+        await eventually(lambda: book.count == 40)
+        await source.commit_hint(dict.fromkeys(first.owned, 3))
+        async with running(kafka.batches([name], name, second)):
+            await eventually(lambda: len(first.owned) == len(second.owned) == 1)
+            await produce(kafka, name, 20, partitions=2, start=40)
+            await eventually(lambda: book.count == 60)
+
+
+def between_fetch_and_delivery(source: BatchSource, happens: Callable[[], Awaitable[None]]) -> None:
+    """Once."""
+    assert isinstance(source, FaustBatchSource)
+    assert source._consumer is not None
+    consumer = source._consumer
+    deliver = consumer._deliver
+
+    async def deliver_late(epoch: int, fetched: Mapping[Any, list[Any]]) -> None:
+        consumer._deliver = deliver  # type: ignore[method-assign]
+        await happens()
+        await deliver(epoch, fetched)
+
+    consumer._deliver = deliver_late  # type: ignore[method-assign]
+
+
+async def test_a_rewind_between_fetch_and_delivery(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+
+    async def rewind() -> None:
+        handler.book.next[TP(name, 0)] = 2
+        await source.rewind(TP(name, 0), 2)
+
+    async with running(source):
+        await produce(kafka, name, 5)
+        await eventually(lambda: handler.book.count == 5)
+        between_fetch_and_delivery(source, rewind)
+        await produce(kafka, name, 5, start=5)
+        await eventually(lambda: handler.book.count == 5 + 8)
+
+
+async def test_a_hold_between_fetch_and_delivery(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name, partitions=2)
+    held = TP(name, 0)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+
+    async def hold() -> None:
+        source.hold(held)
+
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        between_fetch_and_delivery(source, hold)
+        await asyncio.gather(*await kafka.send([record(name, b"x", 0)]))
+        await eventually(lambda: _is_held(source, held))
+        await asyncio.gather(*await kafka.send([record(name, b"y", 1)]))
+        await eventually(lambda: handler.book.count)
+        assert held not in handler.book.values
+        source.release(held)
+        await eventually(lambda: handler.book.count == 2)
+
+
+def _is_held(source: BatchSource, tp: TP) -> bool:
+    assert isinstance(source, FaustBatchSource)
+    return tp in source._held
 
 
 async def test_stop_from_inside_the_handler(kafka: Broker, name: str) -> None:
@@ -346,6 +434,33 @@ def _has_batches(handler: Handler, count: int) -> bool:
 
 async def _is_false(question: Awaitable[bool]) -> bool:
     return not await question
+
+
+async def test_the_coordinator_denies_a_generation_it_does_not_know(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        assert isinstance(source, FaustBatchSource)
+        assert source._consumer is not None
+        consumer = source._consumer._aio
+        current = consumer._coordinator.generation
+        assert await confirmed(consumer, current, limit_s=10)
+        assert not await confirmed(consumer, current - 1, limit_s=10)
+        stranger = SimpleNamespace(_coordinator=_Stranger(consumer._coordinator, current))
+        assert not await confirmed(stranger, current, limit_s=10)
+
+
+class _Stranger:
+    """The coordinator's view of a member that it has thrown out, and that has not noticed it."""
+
+    def __init__(self, coordinator: Any, generation: int) -> None:
+        self.ensure_coordinator_known = coordinator.ensure_coordinator_known
+        self._send_req = coordinator._send_req
+        self.group_id = coordinator.group_id
+        self.generation = generation
+        self.member_id = "nobody"
 
 
 async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootstrap: str, name: str) -> None:

@@ -13,7 +13,7 @@ from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
 from romancy_stream.broker.kafka import tail as tail_module
 from romancy_stream.broker.kafka.tail import KafkaTail
 from romancy_stream.broker.kafka.tasks import KafkaTaskSource
-from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TopicSpec
+from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource, TopicSpec
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError
 from tests.broker.kafka_kit import make_topic, produce
 from tests.support import eventually
@@ -78,6 +78,46 @@ async def test_a_worker_that_does_not_fetch_stays_a_member(kafka_bootstrap: str,
         await source.stop()
     finally:
         await broker.close()
+
+
+async def test_no_task_is_handed_out_while_the_handler_is_being_told_of_the_assignment(
+    kafka: Broker, name: str
+) -> None:
+    """Also when the fetch began before the rebalance, and Kafka answers it during the call."""
+    await make_topic(kafka, name, partitions=2)
+    inside = False
+    early: list[Record] = []
+    got: list[Record] = []
+
+    class Slow(Tasks):
+        async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
+            nonlocal inside
+            inside = True
+            await asyncio.sleep(0.6)
+            inside = False
+            await super().on_assigned(ranges)
+
+    async def work(source: TaskSource) -> None:
+        while True:
+            records = await source.fetch(100)
+            got.extend(records)
+            if inside:
+                early.extend(records)
+
+    first, second = Slow(), Tasks()
+    one, two = kafka.tasks([name], name, first), kafka.tasks([name], name, second)
+    await one.start()
+    working = asyncio.create_task(work(one))
+    await produce(kafka, name, 40, partitions=2)
+    await eventually(lambda: len(got) == 40)
+    await one.commit({TP(name, 0): 1, TP(name, 1): 1})  # the rest will be handed out again
+    await two.start()
+    await eventually(lambda: len(first.ranges) == len(second.ranges) == 1)
+    await eventually(lambda: len(got) == 40 + 19)
+    assert early == []
+    working.cancel()
+    await two.stop()
+    await one.stop()
 
 
 async def test_tasks_that_retention_deleted_are_skipped(kafka: Broker, admin: AIOKafkaAdminClient, name: str) -> None:
