@@ -189,6 +189,28 @@ async def delete_topic(bootstrap: str, name: str) -> None:
         await admin.close()
 
 
+async def test_a_record_that_is_not_bytes_does_not_block_its_partition(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    with pytest.raises(TypeError):
+        await kafka.send([OutRecord(name, "text", b"", [], 0)])  # type: ignore[arg-type]
+    assert await (await kafka.send([record(name, b"1", 0)]))[0] == 0
+
+
+async def test_a_mistake_in_sending_leaves_nobody_waiting(
+    kafka: Broker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_topic(kafka, name)
+
+    def broken(*_args: object) -> int:
+        raise ZeroDivisionError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(producer_module, "_fill", broken)
+        with pytest.raises(RecordRefusedError, match="on purpose"):
+            await (await kafka.send([record(name, b"1", 0)]))[0]
+    assert await (await kafka.send([record(name, b"1", 0)]))[0] == 0
+
+
 async def test_nobody_answers() -> None:
     broker = KafkaBroker("kafka://127.0.0.1:1", client_id="test")
     with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1:1"):

@@ -265,13 +265,16 @@ class Producer:
                 error = RecordRefusedError(f"there is no topic {topic}")
                 break
             await asyncio.sleep(RETRY_PAUSE_S)
-        waiting, state.waiting = state.waiting, []
-        self._fail(deque(waiting), error)
+        self._topics.pop(topic, None)
+        self._fail(deque(state.waiting), error)
 
     async def _run_lane(self, lane: Lane) -> None:
         try:
             while lane.queue:
                 await self._deliver_some(lane)
+        except Exception as error:  # a mistake, ours or the caller's: nobody may wait for ever
+            log.exception("cannot send to %s[%d]", lane.topic, lane.partition)
+            self._fail(lane.queue, RecordRefusedError(f"{lane.topic}: {describe(error)}"))
         finally:
             lane.running = False
 
