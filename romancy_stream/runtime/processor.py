@@ -18,6 +18,7 @@ from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
+from romancy_stream.runtime.suspects import Suspects
 from romancy_stream.store.port import PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.malformed import Malformed
@@ -63,6 +64,7 @@ class Processor:
         self._lock = asyncio.Lock()
         self._timers_changed = asyncio.Event()
         self._hints: dict[TP, int] = {}
+        self._suspects = Suspects(store)
 
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
@@ -77,7 +79,7 @@ class Processor:
                         positions[TP(topic, snapshot.part)] = offset
             parked: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
             if parked:
-                await self._step(parked)
+                await self._run(parked)
         self._on_ownership(self.core.owned)
         return positions
 
@@ -87,27 +89,30 @@ class Processor:
         async with self._lock:
             for first in range(0, len(inputs), INPUTS_PER_COMMIT):
                 await self._relay.has_room()
-                await self._step(inputs[first : first + INPUTS_PER_COMMIT])
+                await self._run(inputs[first : first + INPUTS_PER_COMMIT])
 
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
-            await self._tidy()
-            self._forget(frozenset(tp.partition for tp in partitions))
+            parts = frozenset(tp.partition for tp in partitions)
+            await self._tidy(parts)
+            self._forget(parts)
         self._on_ownership(self.core.owned)
 
-    async def _tidy(self) -> None:
+    async def _tidy(self, parts: frozenset[int]) -> None:
         """Takes up the last acknowledgements, so that a successor does not send again what has arrived."""
         await self._relay.settle(SETTLE_S)
-        if self.core.owned and self._relay.has_news:
-            try:
+        try:
+            await self._suspects.release(parts)
+            if self.core.owned and self._relay.has_news:
                 await self._commit(await self._decide([]), patience_s=0.0)
-            except (EngineError, StoreUnavailableError) as error:
-                log.info("some messages will be sent again by the next owner: %s", error)
+        except (EngineError, StoreUnavailableError) as error:
+            log.info("some messages will be sent again by the next owner: %s", error)
 
     def _forget(self, parts: frozenset[int]) -> None:
         self._hints = {tp: offset for tp, offset in self._hints.items() if tp.partition not in parts}
         self.core.drop(parts)
         self._relay.drop(parts)
+        self._suspects.drop(parts)
 
     async def _take_over(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         """Epoch first, then the question whether the group still wants us, then the state."""
@@ -128,6 +133,7 @@ class Processor:
                 )
             )
             self._relay.adopt(snapshot.part, snapshot.outbox, snapshot.held_keys)
+            self._suspects.adopt(snapshot)
         self._timers_changed.set()
         log.info("took over partitions %s", list(parts))
         return snapshots
@@ -143,7 +149,7 @@ class Processor:
                 due: list[Input] = list(self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT))
                 if due or self._relay.has_news:
                     await self._relay.has_room()
-                    await self._step(due)
+                    await self._run(due)
             await self._hint()
 
     async def _hint(self) -> None:
@@ -167,6 +173,19 @@ class Processor:
                     await self._timers_changed.wait()
 
     # -- one batch -----------------------------------------------------------------------------------------------
+    async def _run(self, inputs: Sequence[Input]) -> None:
+        """Call it with the lock held. One commit for all, but for partitions whose last owners died."""
+        careful, rest = self._suspects.split(inputs)
+        for one in careful:
+            if self._suspects.is_guilty(one):
+                await self._set_aside(one, EngineError("the owner of its partition died while processing it"))
+            else:
+                await self._suspects.touch(one)
+                await self._step([one])
+            await self._suspects.survived(one)
+        if rest or not careful:
+            await self._step(rest)
+
     async def _step(self, inputs: Sequence[Input]) -> None:
         """Call it with the lock held."""
         try:
@@ -250,6 +269,7 @@ class Processor:
             raise FencedError("the commit took effect in part: another process wrote in between")
         for mark in commit.marks:
             self.core.owned_epoch(mark.part, epochs[mark.part])
+            self._suspects.owned_epoch(mark.part, epochs[mark.part])
         commit.marks = [Mark(m.part, epochs[m.part], m.commit_no, m.position) for m in commit.marks]
         return applied.pop()
 
@@ -275,9 +295,12 @@ class Processor:
         reason = f"{type(error).__name__}: {error}"[:2_000].replace("\0", "\ufffd")
         if isinstance(one, Received):
             source, event_id = getattr(one.event, "source", None), getattr(one.event, "id", None)
-            spoiled = Malformed("refused_by_database", reason).of(source, event_id)
+            code = "kills_its_owner" if isinstance(error, EngineError) else "refused_by_database"
+            spoiled = Malformed(code, reason).of(source, event_id)
             inputs: list[Input] = [Received(one.record, spoiled)]
             commit = await self._decide(inputs)
+        elif isinstance(one, Unpark):
+            return  # it stays parked
         else:
             self.core.load(await self._load([one.instance_id]))
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)

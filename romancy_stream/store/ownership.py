@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Table, select, text, update
+from sqlalchemy import Table, case, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,9 +51,8 @@ class Ownership:
 
     async def _make_partitions(self, connection: AsyncConnection, count: int) -> None:
         there = set((await connection.execute(select(partitions.c.part))).scalars())
-        fresh = [
-            {"part": part, "epoch": 0, "commit_no": 0, "position": 0} for part in range(count) if part not in there
-        ]
+        begin = {"epoch": 0, "commit_no": 0, "position": 0, "taken_at": -1, "stalls": 0}
+        fresh = [{"part": part, **begin} for part in range(count) if part not in there]
         if fresh:
             await connection.execute(insert_missing(partitions, self.db.dialect), fresh)
 
@@ -74,7 +73,17 @@ class Ownership:
             found = (await connection.execute(epochs.with_for_update())).all()  # locked in order: no deadlock
             if missing := set(parts) - {row.part for row in found}:
                 raise PartitionCountError(f"the database has no partition {sorted(missing)}: it was made with fewer")
-            raised = update(partitions).where(mine).values(epoch=partitions.c.epoch + 1, owner=owner)
+            stalled = case((partitions.c.commit_no == partitions.c.taken_at, partitions.c.stalls + 1), else_=0)
+            raised = (
+                update(partitions)
+                .where(mine)
+                .ordered_values(  # MySQL reads columns that stand before as changed already
+                    (partitions.c.stalls, stalled),
+                    (partitions.c.taken_at, partitions.c.commit_no),
+                    (partitions.c.epoch, partitions.c.epoch + 1),
+                    (partitions.c.owner, owner),
+                )
+            )
             await connection.execute(raised)
         return {row.part: row.epoch + 1 for row in found}
 
@@ -111,9 +120,16 @@ class Ownership:
                     outbox=sendable,
                     held_keys=held,
                     parked=parked[part],
+                    stalls=marks[part].stalls,
+                    suspect=marks[part].suspect,
                 )
             )
         return snapshots
+
+    async def mark_suspect(self, part: int, epoch: int, suspect: str | None) -> None:
+        own = (partitions.c.part == part) & (partitions.c.epoch == epoch)
+        async with self.db.writing("mark a suspect") as connection:
+            await connection.execute(update(partitions).where(own).values(suspect=suspect))
 
     async def topic_ids(self) -> Mapping[str, str]:
         async with self.db.reading("read the topics' identity") as connection:

@@ -39,6 +39,8 @@ class PartitionSnapshot:
     outbox: Sequence[OutboxRow]  # not yet acknowledged, by position; refused rows are left out
     held_keys: frozenset[str]  # keys with a refused row before later ones
     parked: Sequence[str]  # instance ids
+    stalls: int = 0  # takeovers in a row without a commit between them
+    suspect: str | None = None  # see `mark_suspect`
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,10 @@ class Store(Protocol):
     async def commit(self, commit: Commit) -> int:
         """All or nothing; returns the database's clock (us). FencedError: nothing was written, somebody else owns
         one of the partitions. CommitUnknownError: the connection broke at a moment that leaves it open."""
+        ...
+
+    async def mark_suspect(self, part: int, epoch: int, suspect: str | None) -> None:
+        """Remembers what a partition's owner is about to process, for a successor to find should it die of it."""
         ...
 
     async def topic_ids(self) -> Mapping[str, str]: ...

@@ -49,6 +49,9 @@ partitions = Table(
     Column("commit_no", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("owner", String(ID_CHARS)),
+    Column("taken_at", BigInteger, nullable=False),  # commit_no at the last takeover
+    Column("stalls", Integer, nullable=False),  # takeovers in a row without a commit between them
+    Column("suspect", _Long),  # the input that its owner was about to process, alone, when it was last heard of
 )
 offsets = Table(
     "romancy_offsets",

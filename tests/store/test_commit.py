@@ -47,10 +47,10 @@ async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> No
         )
     )
     assert await rows(store, tables.partitions) == [
-        (0, 1, 1, 7, "me"),
-        (1, 0, 0, 0, None),
-        (2, 1, 1, 9, "me"),
-        (3, 0, 0, 0, None),
+        (0, 1, 1, 7, "me", 0, 0, None),
+        (1, 0, 0, 0, None, -1, 0, None),
+        (2, 1, 1, 9, "me", 0, 0, None),
+        (3, 0, 0, 0, None, -1, 0, None),
     ]
     assert await rows(store, tables.offsets) == [("shop.commands", 0, 6), ("shop.results", 2, 1)]
     assert await rows(store, tables.watermarks) == [(0, 2, 40), (2, 0, 41)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from romancy_stream.engine.commit import Commit
+from romancy_stream.engine.commit import Commit, Mark
 from romancy_stream.errors import NamespaceError, PartitionCountError
 from romancy_stream.store import tables
 from romancy_stream.store.port import PartitionSnapshot
@@ -130,3 +130,19 @@ async def test_topic_ids_are_kept_and_replaced(store: SqlStore) -> None:
     await store.record_topic_ids({"shop.commands": "id-1", longest: "id-2"})
     await store.record_topic_ids({"shop.commands": "id-3"})
     assert await store.topic_ids() == {"shop.commands": "id-3", longest: "id-2"}
+
+
+async def test_takeovers_without_a_commit_are_counted_and_a_suspect_is_found_by_the_successor(store: SqlStore) -> None:
+    for expected in (0, 1, 2):
+        epochs = await store.take_over([0], "me")
+        [found] = await store.snapshot([0])
+        assert (found.stalls, found.suspect) == (expected, None)
+    await store.mark_suspect(0, epochs[0] - 1, "a zombie's")
+    await store.mark_suspect(0, epochs[0], "shop.commands/0/7")
+    await store.commit(Commit(marks=[Mark(0, epochs[0], 0, 0)]))
+    epochs = await store.take_over([0], "me")
+    [found] = await store.snapshot([0])
+    assert (found.stalls, found.suspect) == (0, "shop.commands/0/7")
+    await store.mark_suspect(0, epochs[0], None)
+    [found] = await store.snapshot([0])
+    assert found.suspect is None

@@ -18,6 +18,9 @@ CREATE TABLE IF NOT EXISTS romancy_partitions (
     commit_no bigint NOT NULL,
     position  bigint NOT NULL,
     owner     varchar(255),
+    taken_at  bigint NOT NULL,
+    stalls    integer NOT NULL,
+    suspect   longtext,
     PRIMARY KEY (part)
 ) ENGINE = InnoDB CHARACTER SET utf8mb4
     /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;

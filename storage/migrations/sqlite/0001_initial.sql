@@ -14,6 +14,9 @@ CREATE TABLE romancy_partitions (
     commit_no bigint NOT NULL,
     position  bigint NOT NULL,
     owner     varchar(255),
+    taken_at  bigint NOT NULL,
+    stalls    integer NOT NULL,
+    suspect   text,
     PRIMARY KEY (part)
 );
 

@@ -1,0 +1,81 @@
+"""What to do about an input that kills its owner: a step that never returns, or takes the whole process down. Such an
+input would kill every owner in turn. So when a partition changes hands twice without a commit in between, its inputs
+are processed one at a time, each named in the database before it is touched; the one that stands there after another
+crash is set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from romancy_stream.engine.inputs import Input, Received
+from romancy_stream.store.port import PartitionSnapshot, Store
+
+STALLS: Final = 2
+"""Takeovers without a commit that make an owner careful. Idle partitions get there too; it costs them nothing."""
+CAREFUL_INPUTS: Final = 200
+"""Processed one at a time before a partition is trusted again: more than one fetch usually brings after a crash."""
+
+
+def name_of(one: Input) -> str:
+    if isinstance(one, Received):
+        return f"{one.record.topic}/{one.record.partition}/{one.record.offset}"
+    return f"{type(one).__name__} {one}"
+
+
+def part_of(one: Input) -> int:
+    return one.record.partition if isinstance(one, Received) else one.part
+
+
+class Suspects:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._left: dict[int, int] = {}  # partition -> inputs to process one at a time
+        self._suspect: dict[int, str | None] = {}
+        self._epoch: dict[int, int] = {}
+
+    def adopt(self, snapshot: PartitionSnapshot) -> None:
+        self._epoch[snapshot.part] = snapshot.epoch
+        if snapshot.stalls >= STALLS or snapshot.suspect is not None:
+            self._left[snapshot.part] = CAREFUL_INPUTS
+            self._suspect[snapshot.part] = snapshot.suspect
+
+    def owned_epoch(self, part: int, epoch: int) -> None:
+        """A partition that was taken over from ourselves."""
+        self._epoch[part] = epoch
+
+    def drop(self, parts: Iterable[int]) -> None:
+        for part in parts:
+            self._left.pop(part, None)
+            self._suspect.pop(part, None)
+
+    def split(self, inputs: Sequence[Input]) -> tuple[list[Input], list[Input]]:
+        """Those to process alone, in order, and the rest."""
+        if not self._left:
+            return [], list(inputs)
+        careful = [one for one in inputs if part_of(one) in self._left]
+        return careful, [one for one in inputs if part_of(one) not in self._left]
+
+    def is_guilty(self, one: Input) -> bool:
+        """It stood in the database when the last owner died."""
+        return self._suspect.get(part_of(one)) == name_of(one)
+
+    async def touch(self, one: Input) -> None:
+        """Just before it is processed."""
+        part = part_of(one)
+        await self._store.mark_suspect(part, self._epoch[part], name_of(one))
+
+    async def survived(self, one: Input) -> None:
+        part = part_of(one)
+        if part not in self._left:
+            return  # the partition was given up meanwhile
+        self._left[part] -= 1
+        if self._left[part] <= 0:
+            self.drop([part])
+            await self._store.mark_suspect(part, self._epoch[part], None)
+
+    async def release(self, parts: Iterable[int]) -> None:
+        """A clean end of an ownership: nobody died."""
+        for part in [part for part in parts if part in self._left]:
+            await self._store.mark_suspect(part, self._epoch[part], None)

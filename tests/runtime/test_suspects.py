@@ -1,0 +1,95 @@
+"""A workflow step that takes its process down takes it down twice, not for ever: the third owner sets the message
+aside, and everybody else's workflows go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from romancy_stream import App, WorkflowContext
+from tests.support import eventually
+
+DEADLY = "deadly"
+
+
+def program(folder: Path) -> App:
+    app = App(
+        "deadly", broker=f"embedded://{folder / 'log'}", database=f"sqlite:///{folder / 'state.db'}", partitions=1
+    )
+
+    @app.workflow
+    async def flow(ctx: WorkflowContext, what: str) -> str:
+        if what == DEADLY:
+            os._exit(7)  # as a crash of the interpreter would
+        return what
+
+    @app.workflow
+    async def sleeper(ctx: WorkflowContext) -> str:
+        await ctx.sleep(0.1)
+        os._exit(7)
+
+    return app
+
+
+@pytest.mark.parametrize("deadly_first", [True, False])
+async def test_a_deadly_start_is_set_aside(deadly_first: bool, tmp_path: Path) -> None:
+    app = program(tmp_path)
+    async with app.running(roles=["worker"]):  # no engine: commands wait in the log
+        names = [DEADLY, "a", "b"] if deadly_first else ["a", DEADLY, "b"]
+        for name in names:
+            await app.start_by_name("flow", name, instance_id=name)
+    await _until_it_survives(tmp_path, 3)
+    async with app.client() as client:
+        [letter] = await client.dead_letters()
+        assert letter.reason == "kills_its_owner"
+        assert await client.get_instance(DEADLY) is None
+        for name in ("a", "b"):
+            instance = await client.get_instance(name)
+            assert instance is not None
+            assert instance.output == name
+
+
+async def test_a_deadly_timer_parks_its_instance(tmp_path: Path) -> None:
+    app = program(tmp_path)
+    async with app.running(roles=["worker"]):
+        await app.start_by_name("sleeper", None, instance_id="s")
+    await _until_it_survives(tmp_path, 1)
+    async with app.client() as client:
+        instance = await client.get_instance("s")
+        assert instance is not None
+        assert "died" in (instance.parked or "")
+        assert not await client.dead_letters()
+
+
+async def _until_it_survives(folder: Path, starts: int) -> None:
+    """Owners in turn, until one does not die of it."""
+    command = [sys.executable, "-m", "tests.runtime.test_suspects", str(folder), str(starts)]
+    for _ in range(6):
+        owner = await asyncio.to_thread(subprocess.run, command, check=False)
+        if owner.returncode == 0:
+            return
+        assert owner.returncode == 7
+    pytest.fail("every owner died")
+
+
+async def _own(folder: Path, starts: int) -> None:
+    """One owner's life: until there is nothing left that could kill it."""
+    app = program(folder)
+    async with app:
+
+        async def settled() -> bool:
+            letters = await app.dead_letters()
+            page = await app.list_instances()
+            done = all(each.status == "completed" or each.parked for each in page.instances)
+            return done and len(page.instances) + len(letters) == starts
+
+        await eventually(settled, deadline_s=20)
+
+
+if __name__ == "__main__":
+    asyncio.run(_own(Path(sys.argv[1]), int(sys.argv[2])))
