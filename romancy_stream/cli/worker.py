@@ -18,6 +18,7 @@ from romancy_stream.app import App
 from romancy_stream.cli import output, setup
 from romancy_stream.cli.running import described, opened_store
 from romancy_stream.cli.target import Target
+from romancy_stream.cli.throttle import Throttle
 from romancy_stream.errors import RomancyError
 from romancy_stream.runtime.node import ROLES, Role
 
@@ -86,6 +87,7 @@ def _queues(app: App, text: str) -> tuple[str, ...]:
 
 def _set_up_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Throttle())
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
