@@ -50,7 +50,7 @@ class LiveInstance:
         self.replaying = False
         self._definition = definition
         self._default_policy = default_policy
-        self._loop = WorkflowLoop(self)  # type: ignore[abstract]  # the other methods refuse
+        self._loop = WorkflowLoop(self, f"{instance_id}/{run}")  # type: ignore[abstract]  # the other methods refuse
         self._main: asyncio.Task[bytes] | None = None
         self._commands: list[Command] = []
         self._waiting: dict[str, asyncio.Future[bytes | None]] = {}

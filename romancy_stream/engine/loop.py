@@ -14,12 +14,16 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, Final, NoReturn, Protocol, TypeVar
+from zlib import crc32
 
 from romancy_stream.errors import WorkflowIOError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+NUMBER_BITS: Final = 20
+"""A future's number counts from here down, and above stands the instance: asyncio also keeps the tasks of all loops in
+one set, where equal numbers would be looked through one by one."""
 STEP_LIMIT: Final = 1_000_000
 """Callbacks in one step. 10,000 parallel activities need about 50,000; a `sleep(0)` loop needs them all."""
 
@@ -47,19 +51,22 @@ class WorkflowTimer(asyncio.TimerHandle):
 
 
 class _Future(asyncio.Future[T]):
-    """Hashes by sequence: asyncio keeps futures in sets, and the order of a set must not depend on addresses."""
+    """Hashes by its number in the instance: asyncio keeps futures in sets, and the order of a set must not depend on
+    addresses."""
 
-    sequence: int
+    number: int
 
     def __hash__(self) -> int:
-        return self.sequence
+        return self.number
 
 
 class _Task(asyncio.Task[T]):
-    sequence: int = 0
+    def __init__(self, number: int, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], **kwargs: Any) -> None:
+        self.number = number  # first: asyncio puts the task into that set before its __init__ returns
+        super().__init__(coro, **kwargs)
 
     def __hash__(self) -> int:
-        return self.sequence
+        return self.number
 
 
 @contextmanager
@@ -80,12 +87,13 @@ def stepping_aside() -> Iterator[None]:
 
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
-    """One per live instance. `now_us` is the log time of the step."""
+    """One per live instance, which `name` names. `now_us` is the log time of the step."""
 
-    __slots__ = ("_evicting", "_host", "_ready", "_sequence", "_tasks", "now_us")
+    __slots__ = ("_evicting", "_first_number", "_host", "_ready", "_sequence", "_tasks", "now_us")
 
-    def __init__(self, host: TimerHost) -> None:
+    def __init__(self, host: TimerHost, name: str) -> None:
         self._host = host
+        self._first_number = crc32(name.encode()) << NUMBER_BITS
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[_Task[Any]] = []
         self._sequence = 0
@@ -132,6 +140,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             events._set_running_loop(None)
             self._ready.clear()
             self._tasks.clear()
+            del self._host  # who holds this loop: the two of them need no garbage collector to go
 
     def _refuse_if_evicting(self) -> None:
         if self._evicting:
@@ -175,7 +184,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._refuse_if_evicting()
         future: _Future[Any] = _Future(loop=self)
         self._sequence += 1
-        future.sequence = self._sequence
+        future.number = self._first_number + self._sequence
         return future
 
     def create_task(
@@ -189,8 +198,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._refuse_if_evicting()
         self._sequence += 1
         # The name must not come from asyncio's process-wide counter: code can see it.
-        task: _Task[T] = _Task(coro, loop=self, name=name or f"task:{self._sequence}", context=context, **kwargs)
-        task.sequence = self._sequence
+        number = self._first_number + self._sequence
+        task: _Task[T] = _Task(
+            number, coro, loop=self, name=name or f"task:{self._sequence}", context=context, **kwargs
+        )
         self._tasks.append(task)
         if len(self._tasks) & 63 == 0:
             self._tasks = [kept for kept in self._tasks if not kept.done()]
