@@ -344,6 +344,31 @@ async def test_a_log_with_a_hole_is_unreadable_and_stays_as_it_is(url: str, tmp_
         assert await rebuild(store, [each for each in plans if each != "e-0"]) == len(plans) - 1
 
 
+async def test_earlier_runs_count(sqlite_db: str, tmp_path: Path) -> None:
+    """The instance's row is the last run's; activities and timers are those of all."""
+    app = make_app(sqlite_db, tmp_path)
+    await filled(app, 10, instances=0)
+    async with opened(app) as store:
+        before = await all_rows(store, ["e-0"])
+        await execute(
+            store,
+            "INSERT INTO romancy_history SELECT instance_id, 2, seq, at_us, kind, ref, attrs, payload"
+            " FROM romancy_history WHERE instance_id = 'e-0'",
+        )
+        assert {(d.table, d.key[1:], d.kind) for d in (await verify(store)).differences} == {
+            ("romancy_instances", (), "differs"),
+            *(("romancy_activities", (2, row.activity_id), "missing") for row in before[1]),
+        }
+        assert await rebuild(store, ["e-0"]) == 1
+        [instance], activities, _ = await all_rows(store, ["e-0"])
+        assert instance == replace(before[0][0], run=2)
+        assert [(row.run, row.activity_id) for row in activities] == [
+            (run, row.activity_id) for run in (1, 2) for row in before[1]
+        ]
+        assert (await verify(store)).clean
+        assert (await verify(store, ["e-0"])).clean
+
+
 async def test_unknown_ids_and_a_database_without_an_app(sqlite_db: str, tmp_path: Path) -> None:
     app = make_app(sqlite_db, tmp_path)
     async with opened(app) as store:
@@ -367,28 +392,48 @@ async def test_verify_stops_at_its_limit(sqlite_db: str, tmp_path: Path, monkeyp
 
 
 # -- beside a working engine -----------------------------------------------------------------------------------------
-async def started(app: App, count: int, name: str) -> list[Any]:
-    steps = [["step", 1], ["sleep", 0.02], ["both", 1], ["raced", 0.01], ["step", 0]]
+@asynccontextmanager
+async def kept_busy(app: App) -> AsyncIterator[list[str]]:
+    """Instances begin and end all the time; yields the ids so far. At the end all have ended."""
+    enough = asyncio.Event()
+    ids: list[str] = []
     workflow: Any = app.registry.workflows["plan"]
-    return [await app.start(workflow, steps, instance_id=f"{name}-{number}") for number in range(count)]
+    steps = [["step", 1], ["sleep", 0.02], ["both", 1], ["raced", 0.01], ["step", 0]]
 
+    async def feed() -> None:
+        while not enough.is_set():
+            handles = []
+            for number in range(len(ids), len(ids) + 10):
+                handles.append(await app.start(workflow, steps, instance_id=f"b-{number}"))
+                ids.append(f"b-{number}")
+            await asyncio.gather(*(handle.result(timeout=60) for handle in handles))
 
-async def ended(handles: list[Any]) -> None:
-    await asyncio.gather(*(handle.result(timeout=60) for handle in handles))
+    feeding = asyncio.create_task(feed())
+    await eventually(lambda: ids, deadline_s=30)
+    try:
+        yield ids
+    finally:
+        enough.set()
+        await feeding
 
 
 async def test_verify_is_clean_while_the_engine_works(url: str, tmp_path: Path) -> None:
     app = make_app(url, tmp_path)
     async with app, opened(app) as store:
-        work = asyncio.create_task(ended(await started(app, 40, "w")))
-        moving = 0
-        while not work.done():
-            report = await verify(store)
-            assert report.clean, report.differences
-            moving += any(row.finished_us is None for row in (await store.projected([f"w-{n}" for n in range(40)]))[0])
-        await work
-        assert moving, "the engine was done before anything was compared"
-        assert (await verify(store)).instances == 40
+        async with kept_busy(app) as ids:
+            moving = 0
+
+            async def clean_and_moving() -> bool:
+                report = await verify(store)
+                if not report.clean:
+                    raise RuntimeError(f"{report.differences} {report.unsettled}")
+                nonlocal moving
+                moving += any(row.finished_us is None for row in (await store.projected(ids))[0])
+                return moving >= 5
+
+            await eventually(clean_and_moving, deadline_s=60)
+        report = await verify(store)
+        assert (report.clean, report.instances) == (True, len(ids))
 
 
 async def test_an_instance_that_moves_between_two_readings_is_read_again(sqlite_db: str, tmp_path: Path) -> None:
@@ -434,21 +479,14 @@ async def test_an_instance_that_moves_between_two_readings_is_read_again(sqlite_
 async def test_rebuild_beside_a_working_engine_loses_nothing(url: str, tmp_path: Path) -> None:
     app = make_app(url, tmp_path)
     async with app, opened(app) as store:
-        work = asyncio.create_task(ended(await started(app, 40, "r")))
-        await eventually(lambda: _any_row(store))
-        rebuilt = 0
-        while not work.done() and rebuilt < 5:
-            await execute(store, "DELETE FROM romancy_activities")
-            rebuilt += await rebuild(store) > 0
-            assert (await verify(store)).clean
-        await work
-        assert rebuilt
+        async with kept_busy(app) as ids:
+            for _ in range(5):
+                await execute(store, "DELETE FROM romancy_activities")
+                assert await rebuild(store)
+                report = await verify(store)
+                assert report.clean, report.differences
         report = await verify(store)
-        assert (report.clean, report.instances) == (True, 40)
-
-
-async def _any_row(store: SqlStore) -> bool:
-    return bool((await store.projected(["r-0"]))[0])
+        assert (report.clean, report.instances) == (True, len(ids))
 
 
 async def test_rebuild_wakes_timers_that_were_lost(sqlite_db: str, tmp_path: Path) -> None:
