@@ -28,6 +28,7 @@ from romancy_stream.errors import (
     StoreUnavailableError,
 )
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.attempt_deadline import Deadline
 from romancy_stream.runtime.attempt_transaction import AttemptTransaction
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
@@ -98,7 +99,7 @@ class Attempt:
         self._on_commit: list[Callable[[], Awaitable[None] | None]] = []
         self._ended = False
         self._started_ns = 0
-        self._timeout: asyncio.Timeout | None = None
+        self._deadline: Deadline | None = None
         self._loop = asyncio.get_running_loop()
 
     # -- the backend of ctx ----------------------------------------------------------------------------------------
@@ -127,8 +128,8 @@ class Attempt:
         self._on_commit.append(callback)
 
     def call_plain(self, function: Callable[[], T]) -> T:
-        if self._timeout is not None and not self._activity.is_async:
-            self._loop.call_soon_threadsafe(self._start_clock)
+        if self._deadline is not None and not self._activity.is_async:
+            self._loop.call_soon_threadsafe(self._deadline.begin)
         return self._bridge.call(function)
 
     def _require_transaction(self) -> None:
@@ -172,23 +173,20 @@ class Attempt:
         ctx = ActivityContext(info, self)
         if task.timeout_s is None:
             return await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
-        # The time of a plain function begins when it has a thread.
-        self._timeout = asyncio.timeout(task.timeout_s if activity.is_async else None)
+        deadline = self._deadline = Deadline(task.timeout_s)
+        if activity.is_async:  # that of a plain function begins when it has a thread
+            deadline.begin()
         try:
-            async with self._timeout:
-                result = await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
+            result = await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
         except BaseException as error:
-            if self._timeout.expired() and not self.leaving:
+            if deadline.expired and not self.leaving:
                 raise self._timed_out() from error
             raise
-        if self._timeout.expired():  # the function took no notice
+        finally:
+            deadline.end()
+        if deadline.expired:  # the function took no notice
             raise self._timed_out()
         return result
-
-    def _start_clock(self) -> None:
-        if not self._ended and self._timeout is not None and self._timeout.when() is None:
-            assert self.task.timeout_s is not None
-            self._timeout.reschedule(self._loop.time() + self.task.timeout_s)
 
     def _timed_out(self) -> ActivityTimeoutError:
         activity_id, timeout_s = self.task.key.activity_id, self.task.timeout_s

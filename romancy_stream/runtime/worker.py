@@ -29,6 +29,7 @@ from romancy_stream.errors import (
     StoreUnavailableError,
 )
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
+from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
@@ -54,6 +55,8 @@ TIDY_EVERY_TASKS: Final = 1_000
 """Ends after which that is done at once: what a crash would have done again."""
 BACKOFF_S: Final = (0.1, 5.0)
 """First and longest pause before broker or database are asked again."""
+CLOCK_EVERY_S: Final = 600.0
+"""The database's time is asked for again, as this machine's drifts by seconds a day or was asleep."""
 LEAVE_S: Final = 5.0
 """After the drain: for transactions to roll back and offsets to be committed."""
 
@@ -139,6 +142,7 @@ class ActivityWorker:
         self._tidy_now = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leaving = False
+        self._set_clock_at_s = 0.0
 
     # -- life cycle ------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -174,13 +178,7 @@ class ActivityWorker:
         for running in self._running.values():
             if running.attempt is not None:
                 running.attempt.leaving = True
-        for task in self._waiting:
-            task.cancel()
-        while self._waiting or self._leftovers:
-            _, late = await asyncio.wait(self._waiting | self._leftovers, timeout=LEAVE_S)
-            if late:
-                log.error("%d transactions did not end within %g s; the database ends them", len(late), LEAVE_S)
-                break
+        await self._cut_off()
         if services:
             await self._tidy_up()
         for queue in self._queues:
@@ -188,6 +186,17 @@ class ActivityWorker:
         self._threads.shutdown()
         if not self._failure.done():
             self._failure.cancel()
+
+    async def _cut_off(self) -> None:
+        give_up_s = asyncio.get_running_loop().time() + LEAVE_S
+        while self._waiting or self._leftovers:
+            if asyncio.get_running_loop().time() > give_up_s:
+                left = len(self._waiting | self._leftovers)
+                log.error("%d attempts or their transactions did not end within %g s of leaving", left, LEAVE_S)
+                return
+            for task in self._waiting:
+                task.cancel()
+            await asyncio.wait(self._waiting | self._leftovers, timeout=CANCEL_AGAIN_S)
 
     def statistics(self) -> WorkerStatistics:
         counts = self._counts
@@ -295,7 +304,7 @@ class ActivityWorker:
                 await self._report(task, outcome)
         except asyncio.CancelledError:
             if not self._leaving:
-                raise
+                raise RuntimeError(f"somebody cancelled the task of an attempt: {task}") from None
             self._counts["cut_off"] += 1
             log.info("cut off, to be delivered again: %s", task)
         else:
@@ -387,8 +396,19 @@ class ActivityWorker:
             self._tidy_now.clear()
             self._ends = 0
             await self._tidy_up()
+            await self._set_clock()
             if self._sender.sent_rows:
                 self._tidy.set()
+
+    async def _set_clock(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._set_clock_at_s:
+            return
+        self._set_clock_at_s = now_s + CLOCK_EVERY_S
+        try:
+            self._clock.learn(await finished(self._store.now_us()))
+        except StoreUnavailableError as error:
+            log.info("the clock stays as it is: %s", error)
 
     async def _tidy_up(self) -> None:
         for queue in self._queues:

@@ -66,13 +66,17 @@ class Sender:
             futures = await self._broker.send(records(messages))
         except BrokerUnavailableError as error:
             return error
-        for found in await asyncio.gather(*futures, return_exceptions=True):
+        await asyncio.wait(futures)
+        for future in futures:
+            if future.cancelled():
+                return BrokerUnavailableError("the broker was closed")
+            found = future.exception()
             if isinstance(found, RecordRefusedError):
                 self.refused += 1
                 answers.append(str(found))
             elif isinstance(found, BrokerUnavailableError):
                 return found
-            elif isinstance(found, BaseException):
+            elif found is not None:
                 raise found
             else:
                 answers.append(None)

@@ -15,7 +15,7 @@ from romancy_stream.wire import event as w
 from tests.runtime.worker_kit import Bench, OrderRow, wait_on_server
 from tests.support import eventually
 
-SOON = {w.X_TIMEOUT: "0.2"}
+SOON = {w.X_TIMEOUT: "0.5"}
 TIMEOUT_ERROR = "romancy_stream.errors:ActivityTimeoutError"
 
 
@@ -37,15 +37,15 @@ async def test_a_coroutine_is_cancelled_and_its_transaction_rolled_back(bench: B
     await bench.request("slow", ext={**SOON, w.X_RETRY_ON: "shop:Declined"})
     error = (await bench.result()).data
     assert (error["type"], error["retryable"], cancelled) == (TIMEOUT_ERROR, True, [True])
-    assert "slow:1 did not finish within its timeout of 0.2 s" in error["message"]
+    assert "slow:1 did not finish within its timeout of 0.5 s" in error["message"]
     assert await bench.orders() == []
     assert bench.events == []
 
 
 async def test_a_timeout_in_the_middle_of_a_statement_leaves_a_usable_pool(bench: Bench) -> None:
     @activity
-    async def slow(ctx: ActivityContext, wait_s: float) -> int:
-        ctx.session.add(OrderRow(order_id="o1", amount=1))
+    async def slow(ctx: ActivityContext, order_id: str, wait_s: float) -> int:
+        ctx.session.add(OrderRow(order_id=order_id, amount=1))
         await ctx.session.flush()
         await wait_on_server(ctx.session, bench.store.db.dialect, wait_s)
         await asyncio.sleep(wait_s)
@@ -53,12 +53,36 @@ async def test_a_timeout_in_the_middle_of_a_statement_leaves_a_usable_pool(bench
 
     await bench.worker(slow)
     for n in range(3):
-        await bench.request("slow", 30, attempt=n + 1, ext=SOON)
+        await bench.request("slow", f"o{n}", 30, attempt=n + 1, ext=SOON)
     await bench.results_of(3)
     assert {each.data["type"] for each in bench.results} == {TIMEOUT_ERROR}
-    await bench.request("slow", 0, attempt=4)
+    await bench.request("slow", "o1", 0, attempt=4)
     assert (await bench.results_of(4))[3].data == 1
     assert await bench.orders() == [("o1", 1)]
+
+
+async def test_a_coroutine_that_loses_its_cancellation_is_cancelled_again(sqlite_bench: Bench) -> None:
+    lost = []
+
+    @activity
+    async def deaf() -> None:
+        while len(lost) < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                lost.append(True)
+        await asyncio.Event().wait()
+
+    worker = await sqlite_bench.worker(deaf)
+    await sqlite_bench.request("deaf", ext=SOON)
+    assert (await sqlite_bench.result()).data["type"] == TIMEOUT_ERROR
+    assert len(lost) == 2
+    lost.clear()
+    await sqlite_bench.request("deaf", attempt=2)
+    await eventually(lambda: worker.statistics().running == 1)
+    await sqlite_bench.stop(worker, drain_s=0)
+    assert len(lost) == 2
+    assert worker.statistics().cut_off == 1
 
 
 @pytest.mark.parametrize("how", ["returns", "raises"])
