@@ -132,7 +132,7 @@ class Processor:
                     tuple(snapshot.timers),
                 )
             )
-            self._relay.adopt(snapshot.part, snapshot.outbox, snapshot.held_keys)
+            self._relay.adopt(snapshot.part, snapshot.outbox, snapshot.held)
             self._suspects.adopt(snapshot)
         self._timers_changed.set()
         log.info("took over partitions %s", list(parts))

@@ -2,9 +2,9 @@
 later commit can delete those rows. It never reads the table: rows come from commits, and from the snapshot of a
 takeover what a predecessor left behind.
 
-A row that the broker refuses for good is reported with its reason, and later rows of the same key wait behind it
-in the table; other keys go on. Anything else that goes wrong with a send is fatal here: the owner starts again
-from the table, which still has everything.
+A row that the broker refuses is reported with its reason, and later rows of the same key wait behind it; other keys
+go on. It is tried again now and then: somebody may have made the topic, or raised the limit. Anything else that goes
+wrong with a send is fatal here: the owner starts again from the table, which still has everything.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.commit import OutboxRow
@@ -30,6 +30,10 @@ SEND_CHUNK: Final = 1_000
 """Rows handed to the broker at once, so that acknowledgements are dealt with in between."""
 
 
+REFUSED_AGAIN_S: Final = 30.0
+"""Between two attempts at rows that were refused."""
+
+
 class Relay:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -37,15 +41,20 @@ class Relay:
         self._in_flight = 0
         self._sent: dict[int, list[int]] = defaultdict(list)
         self._refused: list[tuple[int, int, str]] = []
-        self._held: dict[int, set[str]] = {}  # owned partitions -> keys that wait behind a refused row
+        self._held: dict[int, dict[str, list[OutboxRow]]] = {}  # owned partitions -> key -> refused row, those behind
         self._wake = asyncio.Event()
+        self._refused_now = asyncio.Event()
         self._room = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._run(), name="romancy-relay")
+        self._tasks = [
+            asyncio.create_task(self._guarded(self._run()), name="romancy-relay"),
+            asyncio.create_task(self._guarded(self._retry_refused()), name="romancy-relay-refused"),
+        ]
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if not self._failure.done():
             self._failure.cancel()
 
@@ -54,9 +63,12 @@ class Relay:
         """Fails when sending cannot go on."""
         return self._failure
 
-    def adopt(self, part: int, rows: Sequence[OutboxRow], held_keys: Iterable[str]) -> None:
-        self._held[part] = set(held_keys)
+    def adopt(self, part: int, rows: Sequence[OutboxRow], held: Mapping[str, Sequence[OutboxRow]]) -> None:
+        """`held`: by key, a refused row and those behind it."""
+        self._held[part] = {key: list(waiting) for key, waiting in held.items()}
         self.post(rows)
+        if held:
+            self._refused_now.set()
 
     def drop(self, parts: Iterable[int]) -> None:
         """Forgets partitions: a successor sends what is not acknowledged."""
@@ -108,20 +120,53 @@ class Relay:
         return ranges, refused
 
     # -- sending -------------------------------------------------------------------------------------------------
-    async def _run(self) -> None:
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._queue:
-                    await self._send([self._queue.popleft() for _ in range(min(SEND_CHUNK, len(self._queue)))])
-        except asyncio.CancelledError:
-            raise
+            await work
         except Exception as error:
             self._fail(error)
 
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._send([self._queue.popleft() for _ in range(min(SEND_CHUNK, len(self._queue)))])
+
+    async def _retry_refused(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFUSED_AGAIN_S):
+                    await self._refused_now.wait()
+            self._refused_now.clear()
+            for held in list(self._held.values()):
+                for key, waiting in list(held.items()):
+                    await self._retry(held, key, waiting)
+
+    async def _retry(self, held: dict[str, list[OutboxRow]], key: str, waiting: list[OutboxRow]) -> None:
+        row = waiting[0]
+        [future] = await self._broker.send([_record(row)])
+        try:
+            await future
+        except RecordRefusedError:
+            return
+        if self._held.get(row.part) is held:  # still ours
+            log.info("the broker takes outbox row %d/%d now", row.part, row.position)
+            del held[key]
+            self._sent[row.part].append(row.position)
+            self.post(waiting[1:])
+
+    def _sendable(self, row: OutboxRow) -> bool:
+        held = self._held.get(row.part)
+        if held is None:
+            return False
+        if row.key in held:
+            held[row.key].append(row)
+            return False
+        return True
+
     async def _send(self, rows: list[OutboxRow]) -> None:
-        sendable = [row for row in rows if row.part in self._held and row.key not in self._held[row.part]]
+        sendable = [row for row in rows if self._sendable(row)]
         self._in_flight -= len(rows) - len(sendable)
         futures = await self._broker.send([_record(row) for row in sendable])
         for row, future in zip(sendable, futures, strict=True):
@@ -138,7 +183,7 @@ class Relay:
             self._sent[row.part].append(row.position)
         elif isinstance(error, RecordRefusedError):
             log.error("the broker refuses outbox row %d/%d for %s: %s", row.part, row.position, row.topic, error)
-            held.add(row.key)
+            held.setdefault(row.key, []).append(row)
             self._refused.append((row.part, row.position, str(error)))
         else:
             self._fail(error)

@@ -118,7 +118,7 @@ class Ownership:
                     watermarks={row.origin: row.position for row in seen[part]},
                     timers=[TimerRow(r.instance_id, r.run, r.timer_id, r.part, r.due_us) for r in waiting[part]],
                     outbox=sendable,
-                    held_keys=held,
+                    held=held,
                     parked=parked[part],
                     stalls=marks[part].stalls,
                     suspect=marks[part].suspect,
@@ -168,14 +168,15 @@ async def _by_part(connection: AsyncConnection, table: Table, parts: Sequence[in
     return found
 
 
-def _sendable(rows: Sequence[Any]) -> tuple[list[OutboxRow], frozenset[str]]:
-    """Without the refused rows and what follows one under the same key: a key is sent in order, or not at all."""
-    held: set[str] = set()
+def _sendable(rows: Sequence[Any]) -> tuple[list[OutboxRow], dict[str, list[OutboxRow]]]:
+    """Apart from the rest: refused rows, and what follows one under the same key."""
+    held: dict[str, list[OutboxRow]] = {}
     sendable: list[OutboxRow] = []
-    for row in rows:
-        if row.refused is not None:
-            held.add(row.key)
-        elif row.key not in held:
-            headers = tuple((name, value) for name, value in orjson.loads(row.headers))
-            sendable.append(OutboxRow(row.part, row.position, row.topic, row.key, row.to_partition, headers, row.value))
-    return sendable, frozenset(held)
+    for found in rows:
+        headers = tuple((name, value) for name, value in orjson.loads(found.headers))
+        row = OutboxRow(found.part, found.position, found.topic, found.key, found.to_partition, headers, found.value)
+        if found.refused is not None or row.key in held:
+            held.setdefault(row.key, []).append(row)
+        else:
+            sendable.append(row)
+    return sendable, held

@@ -36,8 +36,8 @@ class PartitionSnapshot:
     offsets: Mapping[str, int]  # topic -> next offset; absent: from the beginning
     watermarks: Mapping[int, int]  # origin partition -> last position taken in
     timers: Sequence[TimerRow]
-    outbox: Sequence[OutboxRow]  # not yet acknowledged, by position; refused rows are left out
-    held_keys: frozenset[str]  # keys with a refused row before later ones
+    outbox: Sequence[OutboxRow]  # not yet acknowledged, by position
+    held: Mapping[str, Sequence[OutboxRow]]  # by key: a row that the broker refused, and those behind it
     parked: Sequence[str]  # instance ids
     stalls: int = 0  # takeovers in a row without a commit between them
     suspect: str | None = None  # see `mark_suspect`
