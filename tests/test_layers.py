@@ -6,7 +6,7 @@ The layers, from the bottom. A line may use what stands above it in this table, 
     errors, retry, ids, contract     vocabulary
     wire                             CloudEvents and records, as values
     engine                           the core: a batch in, a commit out
-    workflow, activity, registry     definitions of user code
+    workflow, activity, registry     definitions of user code; `testing`, for users' tests of them
     store | broker                   the two ports and what implements them; neither knows the other
     runtime                          the shell around the core
     instances, client, app, audit    what users hold in their hands
@@ -37,6 +37,7 @@ MAY_USE: dict[str, set[str]] = {
     "workflow": {"errors", "engine", "wire"},
     "activity": {"errors", "retry", "engine", "workflow"},
     "registry": {"errors", "workflow", "activity"},
+    "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
     "runtime": BELOW_RUNTIME,
@@ -162,7 +163,7 @@ CORE = [module for module in modules() if layer(module) == "engine"]
 CORE_LIBRARIES = {
     *("__future__", "builtins", "collections", "contextlib", "dataclasses", "functools", "heapq", "itertools", "types"),
     *("asyncio", "contextvars", "threading", "importlib", "inspect", "logging", "sys", "traceback"),
-    *("datetime", "decimal", "hashlib", "math", "random", "re", "uuid"),
+    *("datetime", "decimal", "hashlib", "math", "random", "re", "uuid", "zlib"),
     *("annotationlib", "typing", "typing_extensions", "msgspec", "orjson", "pydantic", "pydantic_core"),
 }
 """What the core may import: values, codecs, introspection. `asyncio` for its tasks and futures, `threading` for a

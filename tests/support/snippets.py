@@ -7,6 +7,7 @@ A comment on the line above a block says what is special about it:
     <!-- test: continues -->          python: run as one program with the blocks before it
     <!-- test: raises -->             python: ends with an error
     <!-- test: output -->             text: what the block before it printed; "…" stands for anything
+    <!-- test: database NAME -->      sql: each statement runs on the SQLite database of the app NAME
     <!-- test: services NAME -->      needs real servers: run by tests/test_acceptance.py
     <!-- test: not here: REASON -->   shown, not run
 
@@ -15,8 +16,10 @@ Without a comment `python` and `sh` are run; other languages are only shown.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +96,8 @@ class Session:
         mark = snippet.mark
         if mark == "output":
             self._compare(snippet)
+        elif mark.startswith("database "):
+            self._query(snippet, mark.removeprefix("database "))
         elif mark.startswith(("services ", "not here: ")) or snippet.language not in RUN:
             return
         elif snippet.language == "sh":
@@ -108,6 +113,14 @@ class Session:
         self._printed = done.stdout
         failed = done.returncode != 0
         assert failed == (snippet.mark == "raises"), f"{snippet}\n{done.stdout}\n{done.stderr}"
+
+    def _query(self, snippet: Snippet, app: str) -> None:
+        with contextlib.closing(sqlite3.connect(self._folder / ".romancy" / app / "state.db")) as connection:
+            for statement in snippet.code.split(";"):
+                try:
+                    connection.execute(statement).fetchall()
+                except sqlite3.Error as error:
+                    raise AssertionError(f"{snippet}: {error}") from error
 
     def _compare(self, snippet: Snippet) -> None:
         pattern = ".*".join(re.escape(part) for part in re.split(r"\s*…", snippet.code.strip()))

@@ -1,0 +1,137 @@
+"""Promises that no single part can show: nothing leaves the process before the commit that decided it; where to read on
+stands in the database and nowhere else; and state is loaded by members of the group only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from romancy_stream import App, FencedError, RetryPolicy, WorkflowContext
+from romancy_stream.engine.commit import Commit
+from romancy_stream.engine.core import CoreConfig, EngineCore
+from romancy_stream.runtime.processor import Processor
+from romancy_stream.runtime.relay import Relay
+from romancy_stream.store.sql import SqlStore
+from romancy_stream.wire.record import TP, OutRecord, Record
+from tests.support import eventually
+
+PATIENCE_S = 30
+MARKER = b"a marker"
+
+
+class GatedStore(SqlStore):
+    """Commits wait at a gate while it is shut."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = asyncio.Event()
+
+    async def commit(self, commit: Commit) -> int:
+        if not self.gate.is_set():
+            self.waiting.set()
+            await self.gate.wait()
+        return await super().commit(commit)
+
+
+class GatedApp(App):
+    store: GatedStore
+
+    def make_store(self) -> SqlStore:
+        self.store = GatedStore(self.database_url)
+        return self.store
+
+
+def program(folder: Path, ran: list[str]) -> GatedApp:
+    app = GatedApp(
+        "gated", broker=f"embedded://{folder / 'log'}", database=f"sqlite:///{folder / 'state.db'}", partitions=1
+    )
+
+    @app.activity
+    async def greet(name: str) -> str:
+        ran.append(name)
+        return f"hello {name}"
+
+    @app.workflow
+    async def hello(ctx: WorkflowContext, name: str) -> str:
+        ctx.publish_event(type="hello.asked", data=name)
+        return await greet(name)
+
+    return app
+
+
+async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(tmp_path: Path) -> None:
+    ran: list[str] = []
+    seen: list[bytes | None] = []
+
+    async def collect(records: Sequence[Record]) -> None:
+        seen.extend(record.value for record in records)
+
+    def markers(count: int) -> bool:
+        return seen.count(MARKER) == count
+
+    app = program(tmp_path, ran)
+    async with app:
+        await app.wait_assigned()
+        topics = [app.topics.events, app.topics.tasks("default")]
+        tail = app._broker.tail(topics, collect)
+        await tail.start()
+        app.store.gate.clear()
+        handle = await app.start_by_name("hello", "Ada")
+        result = asyncio.create_task(handle.result(timeout=PATIENCE_S))
+        await app.store.waiting.wait()
+        for round_ in (1, 2, 3):  # whatever was sent before these is seen with the last of them at the latest
+            for topic in topics:
+                [sent] = await app._broker.send([OutRecord(topic, b"k", MARKER, [])])
+                await sent
+            await eventually(partial(markers, round_ * len(topics)))
+        assert set(seen) == {MARKER}
+        assert not ran
+        assert not result.done()
+        app.store.gate.set()
+        assert await result == "hello Ada"
+        await eventually(lambda: len(seen) == 6 + 4)  # asked, started, a task, completed
+        await tail.stop()
+
+
+async def test_where_to_read_on_commits_with_what_was_read(tmp_path: Path) -> None:
+    """A second life reads nothing that the first one took in, and misses nothing that came in between."""
+    ran: list[str] = []
+    async with program(tmp_path, ran):
+        pass  # makes topics and tables
+    for name in ("Ada", "Bob"):
+        app = program(tmp_path, ran)
+        async with app.client() as client:
+            await client.start_by_name("hello", name, instance_id=name)
+        async with app:
+            assert await app.handle(name).result(timeout=PATIENCE_S) == f"hello {name}"
+            assert app._node is not None
+            assert app._node.engine is not None
+            assert app._node.engine.core.stats["duplicate_start"] == 0
+    assert ran == ["Ada", "Bob"]
+
+
+async def test_who_is_no_member_any_more_loads_nothing(tmp_path: Path) -> None:
+    """Between the assignment and the new epoch the group may have moved on."""
+    app = program(tmp_path, [])
+    async with app:
+        pass  # makes topics and tables
+    store, broker = app.make_store(), app.make_broker()
+    await store.open()
+    await broker.open()
+    core = EngineCore(CoreConfig(app.namespace, app.partitions, RetryPolicy()), app.registry.workflows)
+    relay = Relay(broker)
+    processor = Processor(core, store, relay, "latecomer", lambda commit: None, lambda owned: None)
+    topics = [app.topics.commands, app.topics.results]
+    processor.source = broker.batches(topics, f"{app.namespace}.engine", processor)  # never joined
+    with pytest.raises(FencedError, match="moved on"):
+        await processor.on_assigned({TP(topic, 0) for topic in topics})
+    assert core.owned == frozenset()
+    await relay.close()
+    await broker.close()
+    await store.close()
