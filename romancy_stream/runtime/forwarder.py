@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from romancy_stream.broker.port import TP, AssignedRange, Broker, Record
+from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import Topics, WireEvent
@@ -19,6 +20,8 @@ from romancy_stream.wire.record import OutRecord
 log = logging.getLogger(__name__)
 
 FETCH_LIMIT: Final = 500
+PAUSE_S: Final = 1.0
+"""Before it tries again."""
 
 
 class Forwarder:
@@ -29,7 +32,7 @@ class Forwarder:
         self.stats: Counter[str] = Counter()
         self._broker = broker
         self._topics = topics
-        self._source = broker.tasks(event_topics, f"{topics.namespace}.forwarder", self)
+        self._event_topics = event_topics
 
     async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
         log.info("forwarding from %s", sorted(ranges))
@@ -38,17 +41,34 @@ class Forwarder:
         log.info("no longer forwarding from %s", sorted(partitions))
 
     async def run(self) -> None:
-        """For ever; raises what goes wrong."""
-        await self._source.start()
+        """For ever; comes back after the broker was away."""
+        while True:
+            try:
+                await self._session()
+            except BrokerUnavailableError as error:
+                log.warning("forwarding pauses: %s", error)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _session(self) -> None:
+        source = self._broker.tasks(self._event_topics, f"{self._topics.namespace}.forwarder", self)
+        await source.start()
         try:
             while True:
-                records = await self._source.fetch(FETCH_LIMIT)
-                copies = [copy for record in records if (copy := self._copy(record)) is not None]
-                await asyncio.gather(*await self._broker.send(copies))
-                self.stats["forwarded"] += len(copies)
-                await self._source.commit({TP(r.topic, r.partition): r.offset + 1 for r in records})
+                records = await source.fetch(FETCH_LIMIT)
+                await self._forward(records)
+                await source.commit({TP(r.topic, r.partition): r.offset + 1 for r in records})
         finally:
-            await self._source.stop()
+            await source.stop()
+
+    async def _forward(self, records: Sequence[Record]) -> None:
+        copies = [copy for record in records if (copy := self._copy(record)) is not None]
+        for copy, sent in zip(copies, await self._broker.send(copies), strict=True):
+            try:
+                await sent
+                self.stats["forwarded"] += 1
+            except RecordRefusedError as error:
+                self.stats["refused"] += 1
+                log.error("an event with key %r cannot be forwarded: %s", copy.key, error)
 
     def _copy(self, record: Record) -> OutRecord | None:
         event = decode(record)
