@@ -24,7 +24,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any, Final, Literal, TypeVar
 
-from sqlalchemy import func, select, union
+from sqlalchemy import func, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow, TimerRow
@@ -342,6 +342,19 @@ def _equal(left: object, right: object) -> bool:
 
 
 # -- replacing -------------------------------------------------------------------------------------------------------
+async def fence_off(store: SqlStore, parts: Sequence[int], owner: str) -> Mapping[int, int]:
+    """Raises the epochs, so that no engine that owns one of the partitions now can commit any more, and returns them.
+    Unlike an engine's takeover it is no sign that an owner died: what they suspect their last input of is forgotten."""
+    table = tables.partitions
+    mine = table.c.part.in_(parts)
+    locked = select(table.c.part, table.c.epoch).where(mine).order_by(table.c.part).with_for_update()
+    async with store.db.writing("take partitions over") as connection:
+        epochs = {int(row.part): int(row.epoch) + 1 for row in await connection.execute(locked)}
+        raised = {"epoch": table.c.epoch + 1, "owner": owner, "stalls": 0, "suspect": None}
+        await connection.execute(update(table).where(mine).values(raised))
+    return epochs
+
+
 class _Fence:
     """Ownership of the partitions as an engine would have it, for as long as nobody takes it."""
 
@@ -352,7 +365,7 @@ class _Fence:
         self._epochs: Mapping[int, int] = {}
 
     async def take(self) -> None:
-        self._epochs = await self._store.take_over(self._parts, self._owner)
+        self._epochs = await fence_off(self._store, self._parts, self._owner)
 
     async def replace(self, histories: Histories, partitions: int) -> tuple[int, list[str]]:
         """The histories must have been read after `take`. Returns how many instances have a log that was folded, and

@@ -513,16 +513,24 @@ async def test_an_engine_that_takes_over_in_the_middle_is_fenced_again(sqlite_db
     plans = await filled(app, 9, instances=3)
 
     class Contested(SqlStore):
-        """Each time rebuild has taken over, somebody else does."""
+        """Whenever rebuild has read the log, somebody takes the partitions over."""
 
         rivals = 0
 
-        async def take_over(self, parts: Any, owner: str) -> Any:
-            epochs = await super().take_over(parts, owner)
+        async def _rival(self) -> None:
             if self.rivals:
                 self.rivals -= 1
-                await super().take_over(parts, "a rival")
-            return epochs
+                await self.take_over(range(4), "a rival")
+
+        async def scan_histories(self, page_instances: int = 500) -> AsyncIterator[Any]:
+            async for page in super().scan_histories(page_instances):
+                await self._rival()
+                yield page
+
+        async def history(self, instance_id: str, run: int | None = None) -> Any:
+            if instance_id == "e-0":
+                await self._rival()
+            return await super().history(instance_id, run)
 
     store = Contested(sqlite_db)
     await store.open()
@@ -530,6 +538,7 @@ async def test_an_engine_that_takes_over_in_the_middle_is_fenced_again(sqlite_db
         await execute(store, "DELETE FROM romancy_instances")
         store.rivals = 3
         assert await rebuild(store) == len(plans)
+        assert store.rivals == 0
         assert (await verify(store)).clean
         await execute(store, "DELETE FROM romancy_instances")
         store.rivals = 1_000
@@ -538,6 +547,20 @@ async def test_an_engine_that_takes_over_in_the_middle_is_fenced_again(sqlite_db
         assert not (await store.projected(list(plans)))[0], "rows were written by somebody who was fenced"
     finally:
         await store.close()
+
+
+async def test_rebuild_is_no_sign_that_an_owner_died(sqlite_db: str, tmp_path: Path) -> None:
+    """An owner that is fenced in the middle of an input did not die of it."""
+    app = make_app(sqlite_db, tmp_path)
+    await filled(app, 11, instances=0)
+    async with opened(app) as store:
+        for _ in range(3):
+            epochs = await store.take_over(range(4), "an engine")
+        for part, epoch in epochs.items():
+            await store.mark_suspect(part, epoch, "shop.commands/0/1")
+        assert await rebuild(store)
+        await store.take_over(range(4), "an engine")
+        assert {(each.suspect, each.stalls) for each in await store.snapshot(range(4))} <= {(None, 0), (None, 1)}
 
 
 # -- JSON by value ---------------------------------------------------------------------------------------------------

@@ -121,7 +121,13 @@ async def _record(app: App, broker: Broker, store: SqlStore, known: Identity) ->
     partitions, offsets = tables.partitions, tables.offsets
     async with store.db.writing("accept topics") as connection:
         owner = f"doctor/{uuid.uuid4().hex}"
-        await connection.execute(update(partitions).values(epoch=partitions.c.epoch + 1, owner=owner))
+        fresh = {
+            "epoch": partitions.c.epoch + 1,
+            "owner": owner,
+            "stalls": 0,
+            "suspect": None,
+        }  # offsets mean others now
+        await connection.execute(update(partitions).values(fresh))
         await connection.execute(delete(offsets).where(offsets.c.topic.in_(known.found)))
         await connection.execute(insert(offsets), rows)
     await store.record_topic_ids(known.found)
