@@ -58,6 +58,14 @@ class Worker:
             if part in line:
                 return line
 
+    def until_true(self, predicate: Callable[[], bool], what: str) -> None:
+        """While the process runs."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not predicate():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"not {what}: {self.process.poll()} {self.lines} {list(self._queue.queue)}")
+            time.sleep(0.02)
+
     def send(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
 
@@ -66,13 +74,6 @@ class Worker:
         while (line := self._queue.get(timeout=DEADLINE_S)) is not None:
             self.lines.append(line)
         return code
-
-
-def until(predicate: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not predicate():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 def status(project: Project, instance_id: str) -> str | None:
@@ -87,7 +88,7 @@ def test_it_works_until_a_signal_and_leaves_in_order(project: Project, loop: str
     project.run("start", "@", "checkout", "--input", '{"id": "o1", "total": 1}', "--id", "one")
     worker = Worker(project, "--loop", loop)
     worker.until("app shop runs as engine and worker, queues: default, slow")
-    until(lambda: status(project, "one") == "completed", "the instance is done")
+    worker.until_true(lambda: status(project, "one") == "completed", "the instance is done")
     worker.send(number)
     assert worker.wait() == 0
     assert worker.lines[-1].endswith("INFO romancy_stream.worker: stopped")
@@ -106,13 +107,13 @@ def test_kill_and_restart_lose_nothing(project: Project) -> None:
         )
     project.run("start", "@", "nap", "--input", "3", "--id", "n")
     killed = Worker(project)
-    until(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
+    killed.until_true(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
     killed.send(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert project.run("verify", "@").code == 0
     again = Worker(project, "--no-init")
-    until(lambda: status(project, "n") == "completed", "the nap ended")
-    until(lambda: all(status(project, f"c{n}") == "completed" for n in range(8)), "all are done")
+    again.until_true(lambda: status(project, "n") == "completed", "the nap ended")
+    again.until_true(lambda: all(status(project, f"c{n}") == "completed" for n in range(8)), "all are done")
     again.send(signal.SIGTERM)
     assert again.wait() == 0
     assert project.run("verify", "@").code == 0
@@ -122,7 +123,7 @@ def test_a_second_signal_leaves_at_once(project: Project) -> None:
     project.run("init", "@")
     project.run("start", "@", "hangs", "--id", "h")
     worker = Worker(project)
-    until((project.folder / "hanging").exists, "the activity runs")
+    worker.until_true((project.folder / "hanging").exists, "the activity runs")
     worker.send(signal.SIGTERM)
     worker.until("leaving: waiting for what is under way")
     worker.send(signal.SIGTERM)
@@ -150,7 +151,7 @@ def test_reading_beside_it_and_what_needs_the_broker(project: Project) -> None:
     project.run("init", "@")
     project.run("start", "@", "nap", "--input", "600", "--id", "n")
     worker = Worker(project)
-    until(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
+    worker.until_true(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
     assert "waiting_for_timer" in project.run("list", "@").out
     assert "timer.started" in project.run("history", "@", "n").out
     assert project.run("dlq", "list", "@", "--json").json == []
@@ -184,7 +185,7 @@ def test_a_failure_for_good_ends_it(project: Project) -> None:
     project.run("init", "@")
     project.run("start", "@", "nap", "--input", "2", "--id", "n")
     worker = Worker(project)
-    until(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
+    worker.until_true(lambda: status(project, "n") == "waiting_for_timer", "the nap began")
     with contextlib.closing(sqlite3.connect(project.folder / ".romancy/shop/state.db")) as database, database:
         database.execute("DELETE FROM romancy_partitions")
     assert worker.wait() == 1
