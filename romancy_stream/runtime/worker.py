@@ -135,7 +135,8 @@ class ActivityWorker:
         self._running: dict[tuple[ActivityKey, int], _Running] = {}
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
         self._leftovers: set[asyncio.Task[None]] = set()
-        self._services: list[asyncio.Task[None]] = []
+        self._consumers: set[asyncio.Task[None]] = set()
+        self._tidier: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter()
         self._ends = 0  # since the last tidying
         self._tidy = asyncio.Event()
@@ -157,9 +158,8 @@ class ActivityWorker:
             for queue in started:
                 await queue.close()
             raise
-        for queue in self._queues:
-            self._services.append(self._guarded(queue.consume(), f"romancy-tasks-{queue.name}"))
-        self._services.append(self._guarded(self._tidy_up_for_ever(), "romancy-worker-tidy"))
+        self._consumers = {self._guarded(each.consume(), f"romancy-tasks-{each.name}") for each in self._queues}
+        self._tidier = {self._guarded(self._tidy_up_for_ever(), "romancy-worker-tidy")}
 
     async def run(self) -> None:
         """Between `start` and `stop`: never returns; raises what the worker cannot go on after."""
@@ -168,10 +168,9 @@ class ActivityWorker:
     async def stop(self, drain_s: float = 0.0) -> None:
         """Takes no more tasks, gives those under way `drain_s` to end, and cuts off the rest: those are delivered
         again, here or elsewhere. A thread that goes on is left to itself."""
-        services, self._services = self._services, []
-        for service in services:
-            service.cancel()
-        await asyncio.gather(*services, return_exceptions=True)
+        consumers, tidier = self._consumers, self._tidier
+        self._consumers, self._tidier = set(), set()
+        await _end(consumers)
         if self._waiting and drain_s > 0:
             await asyncio.wait(self._waiting, timeout=drain_s)
         self._leaving = True
@@ -179,7 +178,8 @@ class ActivityWorker:
             if running.attempt is not None:
                 running.attempt.leaving = True
         await self._cut_off()
-        if services:
+        await _end(tidier)
+        if tidier:
             await self._tidy_up()
         for queue in self._queues:
             await queue.close()
@@ -414,6 +414,14 @@ class ActivityWorker:
         for queue in self._queues:
             await queue.commit(queue.progress.values())
         await self._sender.delete_sent()
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancels again and again: a driver may lose a cancellation."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
 
 
 @dataclass(eq=False)

@@ -24,6 +24,8 @@ ROWS_LIMIT: Final = 10_000
 """Keys of sent rows that wait for their deletion while the database is away. Beyond that the rows are left to the
 partition's owner, who sends them once more: receivers know them by their ids."""
 ROWS_AT_ONCE: Final = 500
+DELETE_LIMIT_S: Final = 5.0
+"""How long anybody waits for a deletion. Nothing depends on it."""
 
 
 class Sender:
@@ -36,6 +38,8 @@ class Sender:
         self._broker = broker
         self._store = store
         self._stuck = 0
+        self._cannot_delete = False  # has been logged
+        self._hangs: asyncio.Future[None] | None = None
         self.sent_rows: dict[tuple[str, int], None] = {}  # acknowledged, and still in the database
 
     async def deliver(self, messages: Sequence[Message]) -> list[str | None]:
@@ -92,13 +96,23 @@ class Sender:
         self.sent_rows.update(dict.fromkeys(rows[: max(0, room)]))
 
     async def delete_sent(self) -> None:
-        """Those that cannot be deleted now wait for the next call."""
+        """Those that cannot be deleted now wait for a later call."""
         while self.sent_rows:
             batch = list(itertools.islice(self.sent_rows, ROWS_AT_ONCE))
             try:
-                await finished(self._store.delete_worker_outbox(batch))
+                await self._delete(batch)
             except StoreUnavailableError as error:
-                log.warning("sent outbox rows cannot be deleted now: %s", error)
+                if not self._cannot_delete:
+                    log.warning("sent outbox rows cannot be deleted for now: %s", error)
+                self._cannot_delete = True
                 return
+            self._cannot_delete = False
             for row in batch:
                 del self.sent_rows[row]
+
+    async def _delete(self, batch: Sequence[tuple[str, int]]) -> None:
+        """One at a time: those that hang would hold all connections."""
+        if self._hangs is not None and not self._hangs.done():
+            raise StoreUnavailableError("the call before hangs still")
+        self._hangs = asyncio.ensure_future(self._store.delete_worker_outbox(batch))
+        await finished(asyncio.shield(self._hangs), DELETE_LIMIT_S)

@@ -301,7 +301,7 @@ async def test_a_stop_gives_work_under_way_its_time(sqlite_bench: Bench) -> None
     await sqlite_bench.request("slow")
     await entered.wait()
     stopping = asyncio.create_task(sqlite_bench.stop(worker, drain_s=30))
-    await eventually(lambda: not worker._services)
+    await eventually(lambda: not worker._consumers)
     go.set()
     await stopping
     assert (await sqlite_bench.result()).data == "done"
@@ -323,6 +323,7 @@ async def test_a_second_worker_takes_partitions_while_attempts_are_under_way(sql
     await eventually(lambda: len(runs) == 2)
     second = await sqlite_bench.worker(slow)
     await eventually(lambda: second.statistics().running == 1, message="not committed: it comes again")
+    await eventually(lambda: first.statistics().doubled == 1, message="and so does the other one")
     go.set()
     results = await sqlite_bench.results_of(3)
     assert first.statistics().completed == 2

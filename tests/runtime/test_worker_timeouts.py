@@ -62,7 +62,7 @@ async def test_a_timeout_in_the_middle_of_a_statement_leaves_a_usable_pool(bench
 
 
 async def test_a_coroutine_that_loses_its_cancellation_is_cancelled_again(sqlite_bench: Bench) -> None:
-    lost = []
+    lost: list[bool] = []
 
     @activity
     async def deaf() -> None:
