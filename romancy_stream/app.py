@@ -187,6 +187,7 @@ class App(BaseClient):
             self.default_retry_policy,
             self.event_topics,
             self.queues if queues is None else queues,
+            tuple(sorted({*self.queues, *(queues or ())})),
             self._concurrency,
             roles,
             initialise,

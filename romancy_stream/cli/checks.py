@@ -18,12 +18,12 @@ from romancy_stream.app import App
 from romancy_stream.broker.kafka import KafkaBroker
 from romancy_stream.broker.port import TP, Broker
 from romancy_stream.cli import kafka
-from romancy_stream.cli.running import applied_migrations, described, is_embedded
+from romancy_stream.cli.running import described, is_embedded
 from romancy_stream.cli.setup import compare_topics
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, RomancyError
 from romancy_stream.store import tables
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE
-from romancy_stream.store.migrate import migrations
+from romancy_stream.store.migrate import applied_migrations, migrations
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.event import Topics
 
@@ -108,7 +108,7 @@ async def database(app: App, store: SqlStore) -> AsyncIterator[Finding]:
     else:
         yield Finding("ok", "database", f"{product} {number} at {shown}")
     yield await _clock(store)
-    applied = await applied_migrations(store)
+    applied = await applied_migrations(store.db)
     finding = _migrations(applied, store.db.dialect)
     yield finding
     if finding.status != "fail":

@@ -8,19 +8,15 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
-import sqlalchemy
-from sqlalchemy import column, table
-
 from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.client import BaseClient
 from romancy_stream.errors import ConfigurationError, EmbeddedBrokerInUseError, RecordRefusedError, RomancyError
 from romancy_stream.store.database import SQLITE
+from romancy_stream.store.migrate import applied_migrations
 from romancy_stream.store.sql import SqlStore
 
 T = TypeVar("T")
-
-_MIGRATIONS = table("romancy_migrations", column("name"), column("checksum"))
 
 
 class Refused(Exception):
@@ -69,7 +65,7 @@ async def opened_store(app: App, *, tables: bool = True) -> AsyncIterator[SqlSto
         )
     await store.open()
     try:
-        if tables and await applied_migrations(store) is None:
+        if tables and await applied_migrations(store.db) is None:
             raise ConfigurationError("the database has no tables yet: run `romancy init MODULE:APP` first")
         yield store
     finally:
@@ -80,15 +76,6 @@ async def opened_store(app: App, *, tables: bool = True) -> AsyncIterator[SqlSto
 async def reader(app: App) -> AsyncIterator[Reader]:
     async with opened_store(app) as store:
         yield Reader(app, store)
-
-
-async def applied_migrations(store: SqlStore) -> dict[str, str] | None:
-    """Name -> checksum; None where no migration was ever applied."""
-    async with store.db.reading("read which migrations are applied") as connection:
-        if not await connection.run_sync(lambda plain: sqlalchemy.inspect(plain).has_table(_MIGRATIONS.name)):
-            return None
-        rows = await connection.execute(sqlalchemy.select(_MIGRATIONS.c.name, _MIGRATIONS.c.checksum))
-        return {str(row.name): str(row.checksum) for row in rows}
 
 
 def is_embedded(app: App) -> bool:

@@ -18,6 +18,7 @@ from romancy_stream.runtime.forwarder import Forwarder
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.runtime.service import EngineService
 from romancy_stream.runtime.worker import ActivityWorker
+from romancy_stream.store.migrate import require_migrated
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.event import Topics
 from romancy_stream.wire.manifest import topic_specs
@@ -39,7 +40,8 @@ class NodeConfig:
     worker_id: str
     default_policy: RetryPolicy
     event_topics: tuple[str, ...]
-    queues: tuple[str, ...]
+    queues: tuple[str, ...]  # served by this process
+    all_queues: tuple[str, ...]  # of the app: their topics must be there for the engine
     concurrency: int
     roles: tuple[Role, ...]
     initialise: bool
@@ -146,16 +148,17 @@ async def initialise(config: NodeConfig, broker: Broker, store: SqlStore) -> tup
     """Migrations and topics that are missing; returns their names. Safe among processes that start together."""
     migrations = await store.migrate()
     await store.prepare(config.namespace, config.partitions)
-    topics = await broker.create_topics(topic_specs(config.namespace, config.partitions, config.queues))
+    topics = await broker.create_topics(topic_specs(config.namespace, config.partitions, config.all_queues))
     return migrations, topics
 
 
 async def check(config: NodeConfig, broker: Broker, store: SqlStore) -> None:
     """Refuses to run on topics that cannot be the ones the database belongs to. PartitionCountError,
     LogIdentityError, NamespaceError."""
+    await require_migrated(store.db)
     await store.prepare(config.namespace, config.partitions)
     found = await broker.topics()
-    for spec in topic_specs(config.namespace, config.partitions, config.queues):
+    for spec in topic_specs(config.namespace, config.partitions, config.all_queues):
         topic = found.get(spec.name)
         if topic is None:
             raise ConfigurationError(

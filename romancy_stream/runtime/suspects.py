@@ -1,7 +1,7 @@
 """What to do about an input that kills its owner: a step that never returns, or takes the whole process down. Such an
 input would kill every owner in turn. So when a partition changes hands twice without a commit in between, its inputs
-are processed one at a time, each named in the database before it is touched; the one that stands there after another
-crash is set aside.
+are processed one at a time, each named in the database before it is touched. The one that stands there after two more
+ends is set aside: once may be chance, an owner can lose its partition at any moment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from romancy_stream.store.port import PartitionSnapshot, Store
 
 STALLS: Final = 2
 """Takeovers without a commit that make an owner careful. Idle partitions get there too; it costs them nothing."""
+ENDS: Final = 2
+"""Owners that must have ended over an input, alone, before it is set aside."""
 CAREFUL_INPUTS: Final = 200
 """Processed one at a time before a partition is trusted again: more than one fetch usually brings after a crash."""
 
@@ -32,14 +34,15 @@ class Suspects:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._left: dict[int, int] = {}  # partition -> inputs to process one at a time
-        self._suspect: dict[int, str | None] = {}
+        self._found: dict[int, tuple[str, int]] = {}  # partition -> what was under way at the end, how often
         self._epoch: dict[int, int] = {}
 
     def adopt(self, snapshot: PartitionSnapshot) -> None:
         self._epoch[snapshot.part] = snapshot.epoch
         if snapshot.stalls >= STALLS or snapshot.suspect is not None:
             self._left[snapshot.part] = CAREFUL_INPUTS
-            self._suspect[snapshot.part] = snapshot.suspect
+            count, _, name = (snapshot.suspect or "0 ").partition(" ")
+            self._found[snapshot.part] = (name, int(count))
 
     def owned_epoch(self, part: int, epoch: int) -> None:
         """A partition that was taken over from ourselves."""
@@ -48,7 +51,7 @@ class Suspects:
     def drop(self, parts: Iterable[int]) -> None:
         for part in parts:
             self._left.pop(part, None)
-            self._suspect.pop(part, None)
+            self._found.pop(part, None)
 
     def split(self, inputs: Sequence[Input]) -> tuple[list[Input], list[Input]]:
         """Those to process alone, in order, and the rest."""
@@ -58,13 +61,17 @@ class Suspects:
         return careful, [one for one in inputs if part_of(one) not in self._left]
 
     def is_guilty(self, one: Input) -> bool:
-        """It stood in the database when the last owner died."""
-        return self._suspect.get(part_of(one)) == name_of(one)
+        """It was under way when the last owners ended."""
+        return self._ends(one) >= ENDS
+
+    def _ends(self, one: Input) -> int:
+        name, count = self._found.get(part_of(one), ("", 0))
+        return count if name == name_of(one) else 0
 
     async def touch(self, one: Input) -> None:
         """Just before it is processed."""
         part = part_of(one)
-        await self._store.mark_suspect(part, self._epoch[part], name_of(one))
+        await self._store.mark_suspect(part, self._epoch[part], f"{self._ends(one) + 1} {name_of(one)}")
 
     async def survived(self, one: Input) -> None:
         part = part_of(one)

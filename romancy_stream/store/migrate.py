@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import text
+from sqlalchemy import column, inspect, select, table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.contract import contract_path
@@ -25,6 +25,8 @@ _RECORDS: Final = """CREATE TABLE IF NOT EXISTS romancy_migrations (
     checksum   varchar(64) NOT NULL,
     applied_us bigint NOT NULL
 )"""
+
+_TABLE: Final = table("romancy_migrations", column("name"), column("checksum"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,25 @@ async def migrate(db: Database, known: Sequence[Migration] | None = None) -> lis
         for migration in missing:
             await _apply(connection, migration)
     return [migration.name for migration in missing]
+
+
+async def applied_migrations(db: Database) -> dict[str, str] | None:
+    """Name -> checksum; None where no migration was ever applied."""
+    async with db.reading("read which migrations are applied") as connection:
+        if not await connection.run_sync(lambda plain: inspect(plain).has_table(_TABLE.name)):
+            return None
+        rows = await connection.execute(select(_TABLE.c.name, _TABLE.c.checksum))
+        return {str(row.name): str(row.checksum) for row in rows}
+
+
+async def require_migrated(db: Database) -> None:
+    """Raises ConfigurationError where tables are missing."""
+    applied = await applied_migrations(db) or {}
+    missing = [migration.name for migration in migrations(db.dialect) if migration.name not in applied]
+    if missing:
+        raise ConfigurationError(
+            f"the database lacks {', '.join(missing)}: run `romancy migrate MODULE:APP`, or start without --no-init"
+        )
 
 
 def _check(applied: dict[str, str], wanted: Sequence[Migration]) -> None:
