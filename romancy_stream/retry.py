@@ -24,6 +24,9 @@ NEVER_RETRIED: Final = frozenset(
     }
 )
 
+MAX_ATTEMPTS: Final = 2**31 - 1
+"""The number of an attempt is an INTEGER in the database."""
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class RetryPolicy:
@@ -96,7 +99,7 @@ class RetryPolicy:
         try:
             grown = self.initial_interval * self.multiplier ** (attempt - 1)
         except OverflowError:
-            grown = self.max_interval
+            grown = self.max_interval if self.initial_interval else 0.0
         return min(grown, self.max_interval) * (1.0 - self.jitter * random)
 
     def attempts_left(self, attempt: int) -> bool:
@@ -166,8 +169,10 @@ def _path(cls: ErrorClass) -> str:
 def _attempts(value: int | None) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"max_attempts must be a whole number from 0 (no limit) on, or None, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_ATTEMPTS:
+        raise ValueError(
+            f"max_attempts must be a whole number from 0 (no limit) to {MAX_ATTEMPTS:,}, or None, not {value!r}"
+        )
     return value or None
 
 

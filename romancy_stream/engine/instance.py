@@ -17,7 +17,7 @@ from romancy_stream.engine import history as h
 from romancy_stream.engine.definitions import ActivityCall, Publication, WorkflowDef, set_current_scope
 from romancy_stream.engine.failure import decode_error, encode_error
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.loop import WorkflowLoop, WorkflowTimer
+from romancy_stream.engine.loop import LATEST_US, WorkflowLoop, WorkflowTimer
 from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
@@ -88,7 +88,7 @@ class LiveInstance:
             attrs["timeout_s"] = call.timeout_s
         if call.total_timeout_s is not None:
             attrs["total_timeout_s"] = call.total_timeout_s
-            attrs["deadline_us"] = self._loop.now_us + round(call.total_timeout_s * 1_000_000)
+            attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
         self._waiting[activity_id] = future
         self._commands.append(Command(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args))
         return future

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import sys
 from asyncio import events, tasks
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from types import AsyncGeneratorType
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 from zlib import crc32
 
@@ -26,6 +29,10 @@ NUMBER_BITS: Final = 20
 one set, where equal numbers would be looked through one by one."""
 STEP_LIMIT: Final = 1_000_000
 """Callbacks in one step. 10,000 parallel activities need about 50,000; a `sleep(0)` loop needs them all."""
+
+
+LATEST_US: Final = 253_402_300_799_000_000
+"""The last second of the year 9999: what is due later is due then. Neither datetime nor a BIGINT goes much further."""
 
 
 class Evicted(BaseException):
@@ -75,12 +82,16 @@ def stepping_aside() -> Iterator[None]:
     keeps the current task per thread, earlier ones per loop; leaving it explicitly is right for both."""
     outer = asyncio._get_running_loop()
     task = asyncio.current_task(outer) if outer is not None else None
+    # Else the outer loop would end the workflow's asynchronous generators: later, and outside of the workflow.
+    hooks = sys.get_asyncgen_hooks()
     if outer is not None and task is not None:
         tasks._leave_task(outer, task)
     events._set_running_loop(None)
+    sys.set_asyncgen_hooks(None, None)
     try:
         yield
     finally:
+        sys.set_asyncgen_hooks(*hooks)
         events._set_running_loop(outer)
         if outer is not None and task is not None:
             tasks._enter_task(outer, task)
@@ -89,13 +100,14 @@ def stepping_aside() -> Iterator[None]:
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """One per live instance, which `name` names. `now_us` is the log time of the step."""
 
-    __slots__ = ("_evicting", "_first_number", "_host", "_ready", "_sequence", "_tasks", "now_us")
+    __slots__ = ("_evicting", "_first_number", "_generators", "_host", "_ready", "_sequence", "_tasks", "now_us")
 
     def __init__(self, host: TimerHost, name: str) -> None:
         self._host = host
         self._first_number = crc32(name.encode()) << NUMBER_BITS
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[_Task[Any]] = []
+        self._generators: list[AsyncGeneratorType[Any, Any]] = []
         self._sequence = 0
         self._evicting = False
         self.now_us = 0
@@ -105,6 +117,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Call it inside `stepping_aside`. Raises StepTooLong."""
         ready, left = self._ready, STEP_LIMIT
         events._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self._keep)
         try:
             while ready:
                 handle = ready.popleft()
@@ -114,7 +127,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 if left == 0:
                     raise StepTooLong
         finally:
+            sys.set_asyncgen_hooks(firstiter=None)
             events._set_running_loop(None)
+
+    def _keep(self, generator: AsyncGeneratorType[Any, Any]) -> None:
+        """Until the eviction: one that the code lets go of in the middle must not end when the garbage collector
+        happens to come by, which no replay could repeat."""
+        self._generators.append(generator)
+        if len(self._generators) & 63 == 0:
+            self._generators = [kept for kept in self._generators if kept.ag_frame is not None]
 
     @staticmethod
     def _run(handle: asyncio.Handle) -> None:
@@ -136,10 +157,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 if not task.done():
                     _close(task.get_coro())
+            for generator in self._generators:
+                _close_generator(generator)
         finally:
             events._set_running_loop(None)
             self._ready.clear()
             self._tasks.clear()
+            self._generators.clear()
             del self._host  # who holds this loop: the two of them need no garbage collector to go
 
     def _refuse_if_evicting(self) -> None:
@@ -160,17 +184,18 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at_us(self.now_us + round(delay * 1_000_000), callback, *args, context=context)
+        return self.call_at_us(self.now_us + _microseconds(delay), callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at_us(round(when * 1_000_000), callback, *args, context=context)
+        return self.call_at_us(_microseconds(when), callback, *args, context=context)
 
     def call_at_us(
         self, due_us: int, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> WorkflowTimer:
         self._refuse_if_evicting()
+        due_us = min(due_us, LATEST_US)
         handle = WorkflowTimer(due_us / 1_000_000, callback, args, self, context)
         handle.due_us = due_us
         self._host.timer_started(handle)
@@ -239,6 +264,23 @@ def _close(coro: Any) -> None:
             log.warning("workflow code raised %r while its instance left the cache", error)
             return
     log.error("a coroutine of an evicted instance would not end: %r", coro)
+
+
+def _close_generator(generator: AsyncGeneratorType[Any, Any]) -> None:
+    closing: Any = generator.aclose()
+    try:
+        closing.send(None)
+        closing.throw(Evicted())  # a `finally` that awaits something already pending
+    except (StopIteration, Evicted):
+        return
+    except BaseException as error:
+        log.warning("an asynchronous generator raised %r while its instance left the cache", error)
+        return
+    log.error("an asynchronous generator of an evicted instance would not end: %r", generator)
+
+
+def _microseconds(seconds: float) -> int:
+    return LATEST_US if seconds == math.inf else round(seconds * 1_000_000)
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:

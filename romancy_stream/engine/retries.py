@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from romancy_stream.engine.loop import LATEST_US
 from romancy_stream.engine.projection import ActivityState
 from romancy_stream.retry import RetryPolicy
 
@@ -33,7 +34,7 @@ def after_failure(key: str, activity: ActivityState, retryable: bool, now_us: in
     if not policy.attempts_left(activity.attempt):
         return GiveUp("exhausted")
     delay_s = policy.delay_s(activity.attempt, Random(f"{key}/{activity.attempt}").random() if policy.jitter else 0.5)
-    next_at_us = now_us + round(delay_s * 1_000_000)
+    next_at_us = min(now_us + round(delay_s * 1_000_000), LATEST_US)
     max_duration_s = policy.max_duration
     if max_duration_s is not None and next_at_us > activity.scheduled_us + round(max_duration_s * 1_000_000):
         return GiveUp("exhausted")

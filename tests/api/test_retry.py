@@ -121,3 +121,12 @@ def test_json_names_classes_that_cannot_be_imported_here() -> None:
 def test_a_policy_cannot_change() -> None:
     with pytest.raises(AttributeError):
         RetryPolicy().max_attempts = 3  # type: ignore[misc]
+
+
+def test_no_wait_stays_no_wait_however_many_attempts() -> None:
+    assert RetryPolicy(max_attempts=None, initial_interval=0).delay_s(5_000) == 0.0
+
+
+def test_more_attempts_than_a_database_counts() -> None:
+    with pytest.raises(ValueError, match="max_attempts"):
+        RetryPolicy(max_attempts=10**30)

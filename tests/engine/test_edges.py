@@ -1,0 +1,121 @@
+"""Workflow code at its edges: generators that are let go of, times beyond all calendars."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from romancy_stream.activity import activity
+from romancy_stream.engine import history as h
+from romancy_stream.engine.loop import LATEST_US
+from romancy_stream.instances import moment
+from romancy_stream.retry import RetryPolicy
+from romancy_stream.workflow import WorkflowContext, workflow
+from tests.engine.world import World
+
+cleaned: list[str] = []
+
+
+@activity
+async def double(value: int) -> int:
+    raise AssertionError("activities run in workers")
+
+
+@activity
+async def clean_up() -> None:
+    cleaned.append("outside of any worker")
+
+
+ANSWERS: dict[str, Any] = {"double": lambda _, args: args[0] * 2, "clean_up": lambda _, args: None}
+
+
+async def doubles() -> AsyncIterator[int]:
+    try:
+        for value in range(3):
+            yield await double(value)
+    finally:
+        await clean_up()
+
+
+@workflow
+async def breaks_off(ctx: WorkflowContext) -> list[int]:
+    found = []
+    async for value in doubles():
+        found.append(value)
+        break
+    gc.collect()
+    found.append(await double(10))
+    return found
+
+
+@workflow
+async def goes_through(ctx: WorkflowContext) -> list[int]:
+    return [value async for value in doubles()]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_generator_that_is_let_go_of_stays_in_its_workflow(restarts: bool) -> None:
+    cleaned.clear()
+    world = World(breaks_off, goes_through, answers=ANSWERS)
+    world.start("breaks_off", instance_id="broken")
+    world.start("goes_through", instance_id="whole")
+    world.run(restarts=restarts)
+    gc.collect()
+    for _ in range(3):  # rounds of the loop that the test itself runs on
+        await asyncio.sleep(0)
+    assert world.output("broken") == [0, 20]
+    assert world.output("whole") == [0, 2, 4]
+    assert cleaned == []
+    assert "activity.scheduled clean_up:1" in world.kinds("whole")
+    assert "activity.scheduled clean_up:1" not in world.kinds("broken")
+    world.check_projections()
+
+
+async def test_the_outer_loop_keeps_its_generators() -> None:
+    before = sys.get_asyncgen_hooks()
+    world = World(goes_through, answers=ANSWERS)
+    world.start("goes_through")
+    world.run()
+    assert sys.get_asyncgen_hooks() == before
+
+
+@activity(total_timeout=1e18, retry=RetryPolicy(initial_interval=1e18, max_interval=1e18))
+async def patient() -> None:
+    raise AssertionError("activities run in workers")
+
+
+@workflow
+async def waits_for_ever(ctx: WorkflowContext, how: str) -> None:
+    if how == "sleep":
+        await asyncio.sleep(1e18)
+    elif how == "infinite":
+        await asyncio.sleep(math.inf)
+    elif how == "timeout":
+        async with asyncio.timeout(1e18):
+            await asyncio.Event().wait()
+    else:
+        await patient()
+
+
+def refuse(_: dict[str, str], args: list[Any]) -> Any:
+    raise ValueError("not yet")
+
+
+@pytest.mark.parametrize("how", ["sleep", "infinite", "timeout", "activity"])
+def test_a_wait_that_never_ends_can_be_stored(how: str) -> None:
+    world = World(waits_for_ever, answers={"patient": refuse})
+    world.start("waits_for_ever", how)
+    world.run(until_us=LATEST_US - 1)
+    due = [timer.due_us for timer in world.timers.values()]
+    assert due
+    assert set(due) == {LATEST_US}
+    assert moment(LATEST_US).year == 9999
+    scheduled = [event for event in world.history["i"] if event.kind == h.ACTIVITY_SCHEDULED]
+    assert all(event.attrs["deadline_us"] == LATEST_US for event in scheduled)
+    world.check_projections()
