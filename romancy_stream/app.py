@@ -157,7 +157,10 @@ class App(BaseClient):
     async def _leave(self) -> None:
         node, self._node = self._node, None
         if node is not None:
-            await node.stop()
+            try:
+                await node.stop()
+            finally:
+                del self._broker, self._store, self._hub
 
     async def wait_failed(self) -> None:
         """Returns never; raises what stopped the engine or a worker for good."""

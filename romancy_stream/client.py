@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 import orjson
 from cloudevents.core.base import BaseCloudEvent
@@ -16,6 +16,7 @@ from romancy_stream.broker.port import Broker
 from romancy_stream.engine.failure import workflow_failed
 from romancy_stream.engine.payload import encode_data, load_plain
 from romancy_stream.errors import (
+    ConfigurationError,
     InstanceExistsError,
     InstanceNotFoundError,
     InvalidInputError,
@@ -36,6 +37,9 @@ from romancy_stream.wire.sdk import from_cloudevent
 from romancy_stream.workflow import I, OnConflict, P, R, Workflow
 
 T = TypeVar("T")
+
+_PARTS: Final = ("_broker", "_store", "_hub")
+"""Of a client, while it is entered."""
 
 START_ANSWER_TIMEOUT_S: Final = 30.0
 """How long `on_conflict="fail"` waits for the engine to say whether the id was free."""
@@ -109,6 +113,16 @@ class BaseClient:
     _hub: ResultHub
     _poll_interval_s: float | None = None
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _PARTS:
+                raise ConfigurationError(
+                    f"{self!r} is not entered: use it inside `async with app:`, or without an engine in this process "
+                    "inside `async with app.client() as client:`"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def topics(self) -> Topics:
         return Topics(self.namespace)
@@ -155,7 +169,10 @@ class BaseClient:
     ) -> Handle[Any]:
         if on_conflict not in ("use_existing", "fail"):
             raise ValueError(f'on_conflict must be "use_existing" or "fail", not {on_conflict!r}')
-        instance_id = f"{name}-{uuid7_hex()}" if instance_id is None else instance_id
+        if instance_id is None:
+            instance_id = f"{name}-{uuid7_hex()}"
+        elif not isinstance(instance_id, str) or not instance_id:
+            raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
         extensions = {w.X_WORKFLOW: name, w.X_PARTITION_KEY: instance_id}
         if on_conflict == "fail":
             extensions[w.X_CONFLICT] = "fail"
@@ -341,6 +358,9 @@ class Client(BaseClient):
         self._make_broker, self._make_store = broker, store
         self._poll_interval_s = poll_interval
 
+    def __repr__(self) -> str:
+        return f"<Client {self.namespace}>"
+
     async def __aenter__(self) -> Self:
         self._store, self._broker = self._make_store(), self._make_broker()
         await self._store.open()
@@ -355,9 +375,11 @@ class Client(BaseClient):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._hub.close()
-        await self._broker.close()
-        await self._store.close()
+        hub, broker, store = self._hub, self._broker, self._store
+        del self._hub, self._broker, self._store
+        await hub.close()
+        await broker.close()
+        await store.close()
 
 
 __all__ = ["BaseClient", "Client", "Handle", "PayloadError"]

@@ -130,7 +130,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             sys.set_asyncgen_hooks(firstiter=None)
             events._set_running_loop(None)
 
-    def _keep(self, generator: AsyncGeneratorType[Any, Any]) -> None:
+    def _keep(self, generator: Any) -> None:
         """Until the eviction: one that the code lets go of in the middle must not end when the garbage collector
         happens to come by, which no replay could repeat."""
         self._generators.append(generator)

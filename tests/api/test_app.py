@@ -1,0 +1,60 @@
+"""Calls of the app and the client at the wrong time, or with what they cannot take: said at once, with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from romancy_stream import App, ConfigurationError, WorkflowContext
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App("edges", broker=f"embedded://{tmp_path / 'log'}", database=f"sqlite:///{tmp_path / 's.db'}")
+
+
+async def check_refuses(app: App) -> None:
+    @app.workflow
+    async def anything(ctx: WorkflowContext) -> None: ...
+
+    for call in (
+        lambda: app.start(anything),
+        lambda: app.send_event(type="t"),
+        lambda: app.get_instance("i"),
+        lambda: app.list_instances(),
+        lambda: app.handle("i").result(),
+    ):
+        with pytest.raises(ConfigurationError, match="async with app"):
+            await call()
+
+
+async def test_an_app_that_is_not_entered_says_so(app: App) -> None:
+    await check_refuses(app)
+
+
+async def test_an_app_that_was_left_says_so(app: App) -> None:
+    async with app:
+        assert await app.get_instance("i") is None
+    await check_refuses(app)
+    async with app:
+        assert await app.get_instance("i") is None
+
+
+async def test_a_client_that_is_not_entered_says_so(app: App) -> None:
+    async with app, app.client() as client:
+        assert await client.get_instance("i") is None
+    for outside in (client, app.client()):
+        with pytest.raises(ConfigurationError, match="<Client edges> is not entered"):
+            await outside.get_instance("i")
+
+
+def test_an_unknown_attribute_is_still_an_attribute_error(app: App) -> None:
+    assert not hasattr(app, "no_such_thing")
+
+
+@pytest.mark.parametrize("instance_id", ["", 5])
+async def test_an_instance_id_is_a_text(app: App, instance_id: str) -> None:
+    async with app:
+        with pytest.raises(ValueError, match="instance_id must be a text"):
+            await app.start_by_name("anything", instance_id=instance_id)
