@@ -8,6 +8,7 @@ after is heard.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import orjson
 from romancy_stream.broker.port import Broker, Record, Tail
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
 from romancy_stream.errors import StoreUnavailableError
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import decode
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = (0.1, 5.0)
 """First and longest pause while the database is away."""
+LOOKED_FOR_AT_ONCE: Final = 1_000
+"""Ids in one question to the database: one round trip, and an answer of some 500 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,14 @@ class ResultHub:
         self._tail: Tail = broker.tail([topics.events], self._on_records)
         self._listening: asyncio.Task[None] | None = None
         self._rechecks: set[asyncio.Task[None]] = set()
+        self._to_look_for: dict[str, None] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        for task in self._rechecks:
+        ending = [*self._rechecks, *([self._looking] if self._looking is not None else [])]
+        for task in ending:
             task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._listening is not None:
             await asyncio.gather(self._listening, return_exceptions=True)
             await self._tail.stop()
@@ -88,7 +96,7 @@ class ResultHub:
                     return await self._poll(instance_id, waiter, poll_interval_s)
                 if not self._is_local(instance_id):
                     await self._listen()
-                await self._look([instance_id])
+                self._look_soon(instance_id)
                 return await waiter.future
         finally:
             waiters = self._waiters[instance_id]
@@ -126,12 +134,18 @@ class ResultHub:
     async def _recheck(self) -> None:
         try:
             await self._listen()
-            await self._look(list(self._waiters))
-        except Exception as error:  # the waiters hear of it: nobody else would
-            for waiters in self._waiters.values():
-                for waiter in waiters:
-                    if not waiter.future.done():
-                        waiter.future.set_exception(error)
+        except Exception as error:
+            self._fail(list(self._waiters), error)
+        else:
+            for instance_id in self._waiters:
+                self._look_soon(instance_id)
+
+    def _fail(self, ids: Sequence[str], error: Exception) -> None:
+        """The waiters hear of it: nobody else would."""
+        for instance_id in ids:
+            for waiter in self._waiters.get(instance_id, ()):
+                if not waiter.future.done():
+                    waiter.future.set_exception(error)
 
     async def _listen(self) -> None:
         if self._listening is None:
@@ -169,12 +183,32 @@ class ResultHub:
                 waiter.future.set_result(outcome)
 
     # -- looking -------------------------------------------------------------------------------------------------
+    def _look_soon(self, instance_id: str) -> None:
+        """Together with whatever else is asked for until the question before this one is answered."""
+        self._to_look_for[instance_id] = None
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_for_all(), name="romancy-results-look")
+
+    async def _look_for_all(self) -> None:
+        ids: list[str] = []
+        try:
+            while self._to_look_for:
+                ids = list(itertools.islice(self._to_look_for, LOOKED_FOR_AT_ONCE))
+                for instance_id in ids:
+                    del self._to_look_for[instance_id]
+                await self._look(ids)
+        except Exception as error:
+            self._fail([*ids, *self._to_look_for], error)
+            self._to_look_for.clear()
+        finally:
+            self._looking = None
+
     async def _look(self, ids: Sequence[str]) -> None:
         """As long as it takes: who waits for a result for a minute can wait for the database too."""
         pause_s = LOOK_AGAIN_S[0]
         while True:
             try:
-                known = await self._store.known(ids)
+                known = await finished(self._store.known(ids))  # `close` cancels
                 break
             except StoreUnavailableError as error:
                 log.warning("cannot look for results, trying again: %s", error)
