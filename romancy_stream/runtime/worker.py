@@ -371,7 +371,7 @@ class ActivityWorker:
     async def _quarantine(self, record: Record, problem: Malformed, progress: Progress) -> None:
         log.error("%s/%d@%d is no task: %s", record.topic, record.partition, record.offset, problem.message)
         self._counts["malformed"] += 1
-        letter: Message = self._messages.dead_letter(record, problem)
+        letter: Message = self._messages.dead_letter(record, problem, self._clock.now_us())
         await self._sender.deliver([letter])
         self._done([(progress, record.offset)])
 

@@ -4,7 +4,6 @@ published. Values in, values out; no I/O.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +11,14 @@ from typing import Final
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.engine.definitions import Publication
+from romancy_stream.engine.outgoing import short_id
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
 from romancy_stream.wire import malformed as m
 from romancy_stream.wire.codec import Headers, decode, encode_text, header_bytes, new_event_time, require_sendable
 from romancy_stream.wire.content import to_json
+from romancy_stream.wire.dead_letter import dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.malformed import Malformed
 from romancy_stream.wire.partition import partition_for
@@ -204,7 +205,7 @@ class Messages:
         PayloadTooLargeError or PayloadError for what readers would refuse."""
         instance_id = task.key.instance_id
         event = WireEvent(
-            id=_short(f"{task.idempotency_key}/{n}"),
+            id=short_id(f"{task.idempotency_key}/{n}"),
             source=publication.source or self._source,
             type=publication.type,
             subject=publication.subject,
@@ -223,19 +224,13 @@ class Messages:
         return Message(publication.topic or self.topics.events, instance_id, headers, value, None)
 
     # -- what cannot be read -------------------------------------------------------------------------------------
-    def dead_letter(self, record: Record, problem: Malformed) -> Message:
-        """The record whole, as the engine keeps its own."""
-        place = f"{record.topic}/{record.partition}/{record.offset}"
-        headers = [(name, (value or b"").decode("utf-8", "replace")) for name, value in record.headers]
-        headers += [("romancy_dlq_id", place), ("romancy_reason", problem.reason), ("romancy_message", problem.message)]
-        return Message(self.topics.dead_letters, place, tuple(headers), record.value, None)
-
-
-def _short(event_id: str) -> str:
-    """Ids of events have a limit that the parts of this one may exceed together."""
-    if len(event_id) <= m.MAX_ID_CHARS:
-        return event_id
-    return hashlib.sha256(event_id.encode()).hexdigest()
+    def dead_letter(self, record: Record, problem: Malformed, now_us: int) -> Message:
+        """The record, as the engine tells of its own."""
+        told = dead_letter_event(
+            self._source, record, problem.reason, problem.message, now_us, problem.event_source, problem.event_id
+        )
+        headers, value = encode_text(told)
+        return Message(self.topics.dead_letters, told.id, headers, value, None)
 
 
 def check_result(result: bytes, what: str) -> None:
