@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine.commit import Commit, Mark
@@ -19,6 +19,7 @@ from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, 
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.suspects import Suspects
+from romancy_stream.store.database import seen
 from romancy_stream.store.port import PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.malformed import Malformed
@@ -30,6 +31,11 @@ INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
 STORE_PATIENCE_S: Final = 5.0
 """How long a batch waits for the database before the owner gives its partitions up."""
+CALL_LIMIT_S: Final = 25.0
+"""How long one call of the database may hang. Longer than it waits for a lock; shorter than the others of the group
+wait for a member in a rebalance."""
+LEAVE_S: Final = 2.0
+"""How long a call may hang once the engine is leaving."""
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
 """Between two attempts to reach the database."""
@@ -65,6 +71,16 @@ class Processor:
         self._timers_changed = asyncio.Event()
         self._hints: dict[TP, int] = {}
         self._suspects = Suspects(store)
+        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def leave(self) -> None:
+        """The membership ends: from here on the database is given little time."""
+        if not self._given_up.done():
+            asyncio.get_running_loop().call_later(LEAVE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._given_up.done():
+            self._given_up.set_result(None)
 
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
@@ -102,7 +118,7 @@ class Processor:
         """Takes up the last acknowledgements, so that a successor does not send again what has arrived."""
         await self._relay.settle(SETTLE_S)
         try:
-            await self._suspects.release(parts)
+            await self._answer(self._suspects.release(parts))
             if self.core.owned and self._relay.has_news:
                 await self._commit(await self._decide([]), patience_s=0.0)
         except (EngineError, StoreUnavailableError) as error:
@@ -116,11 +132,11 @@ class Processor:
 
     async def _take_over(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         """Epoch first, then the question whether the group still wants us, then the state."""
-        await self._store.take_over(parts, self._owner)
+        await self._ask(lambda: self._store.take_over(parts, self._owner))
         if self.source is not None and not await self.source.confirm_membership():
             raise FencedError("the consumer group moved on while the partitions were taken over")
-        self._clock.learn(await self._store.now_us())
-        snapshots = await self._store.snapshot(parts)
+        self._clock.learn(await self._ask(self._store.now_us))
+        snapshots = await self._ask(lambda: self._store.snapshot(parts))
         for snapshot in snapshots:
             self.core.adopt(
                 PartitionStart(
@@ -180,9 +196,9 @@ class Processor:
             if self._suspects.is_guilty(one):
                 await self._set_aside(one, EngineError("the owner of its partition died while processing it"))
             else:
-                await self._suspects.touch(one)
+                await self._answer(self._suspects.touch(one))
                 await self._step([one])
-            await self._suspects.survived(one)
+            await self._answer(self._suspects.survived(one))
         if rest or not careful:
             await self._step(rest)
 
@@ -205,7 +221,7 @@ class Processor:
         now_us = self._clock.now_us()
         closings = self.core.closings(inputs, now_us)
         if closings:
-            closed = await self._patiently(lambda: self._store.close_activities(closings, now_us))
+            closed = await self._ask(lambda: self._store.close_activities(closings, now_us))
             self.core.load(Loaded(loaded.instances, loaded.rejections, {}, closed))
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
@@ -216,9 +232,9 @@ class Processor:
         return commit
 
     async def _load(self, missing: Sequence[str]) -> Loaded:
-        known = await self._patiently(lambda: self._store.known(missing))
+        known = await self._ask(lambda: self._store.known(missing))
         open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
-        histories = await self._patiently(lambda: self._store.histories(open_ids)) if open_ids else {}
+        histories = await self._ask(lambda: self._store.histories(open_ids)) if open_ids else {}
         return Loaded(known.instances, known.rejections, {i: list(events) for i, events in histories.items()})
 
     def _published(self, commit: Commit) -> None:
@@ -234,15 +250,14 @@ class Processor:
 
         async def attempt() -> None:
             try:
-                # Shielded: a cancelled database call leaves its outcome open.
-                self._clock.learn(await asyncio.shield(self._store.commit(commit)))
+                self._clock.learn(await self._answer(self._store.commit(commit)))
             except CommitUnknownError:
                 if not await self._was_committed(commit):
                     raise StoreUnavailableError("the commit did not take effect") from None
 
         await self._patiently(attempt, patience_s)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
+    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]], patience_s: float | None = None) -> T:
         """Again while the database is away, for a while. `call` may be made any number of times."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + (STORE_PATIENCE_S if patience_s is None else patience_s)
@@ -251,19 +266,35 @@ class Processor:
             try:
                 return await call()
             except StoreUnavailableError:
-                if loop.time() >= give_up_at:
+                if loop.time() >= give_up_at or self._given_up.done():
                     raise
-            await asyncio.sleep(pause_s)
+            await asyncio.wait({self._given_up}, timeout=pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The database, patiently."""
+        return await self._patiently(lambda: self._answer(call()))
+
+    async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
+        """Of one call to the database. It is never cut off, which would leave its outcome open: one that hangs is left
+        behind, and whatever it still does is fenced by the takeover that must follow."""
+        call = asyncio.ensure_future(work)
+        call.add_done_callback(seen)
+        either: set[asyncio.Future[Any]] = {call, self._given_up}
+        await asyncio.wait(either, timeout=CALL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not call.done():
+            raise StoreUnavailableError("the database does not answer")
+        return call.result()
 
     async def _was_committed(self, commit: Commit) -> bool:
         """Finds out about a commit whose connection broke: a takeover of oneself. The new epoch makes sure that the
         statement cannot take effect any more; the commit number tells whether it did."""
         log.warning("the outcome of a commit is unknown; taking the partitions over from ourselves")
-        epochs = await self._store.take_over([mark.part for mark in commit.marks], self._owner)
+        parts = [mark.part for mark in commit.marks]
+        epochs = await self._answer(self._store.take_over(parts, self._owner))
         if any(epochs[mark.part] != mark.epoch + 1 for mark in commit.marks):
             raise FencedError("another process owns one of the partitions")
-        snapshots = {s.part: s for s in await self._store.snapshot([mark.part for mark in commit.marks])}
+        snapshots = {s.part: s for s in await self._answer(self._store.snapshot(parts))}
         applied = {snapshots[mark.part].commit_no == mark.commit_no + 1 for mark in commit.marks}
         if len(applied) != 1:
             raise FencedError("the commit took effect in part: another process wrote in between")

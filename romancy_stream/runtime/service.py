@@ -15,9 +15,10 @@ from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.core import CoreConfig, EngineCore
 from romancy_stream.engine.definitions import Registry
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, EngineError, StoreUnavailableError
-from romancy_stream.runtime.processor import Processor
+from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire.event import Topics
 
@@ -105,6 +106,7 @@ class EngineService:
         try:
             await _first_failure([running, *others, relay.failure])
         finally:
+            processor.leave()
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
@@ -129,7 +131,7 @@ class EngineService:
         """Waits for the database and the broker to answer."""
         while True:
             try:
-                await self._store.now_us()
+                await finished(self._store.now_us(), CALL_LIMIT_S)
                 await self._broker.topics()
                 return
             except (StoreUnavailableError, BrokerUnavailableError) as error:

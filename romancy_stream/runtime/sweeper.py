@@ -12,6 +12,7 @@ from typing import Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store, WorkerOutboxRow
 from romancy_stream.wire.record import OutRecord
 
@@ -50,12 +51,12 @@ class Sweeper:
 
     async def sweep(self, older_than_s: float = OWN_TIME_S) -> int:
         """Returns the number of rows sent."""
-        older_than_us = await self._store.now_us() - round(older_than_s * 1_000_000)
+        older_than_us = await finished(self._store.now_us()) - round(older_than_s * 1_000_000)
         sent = 0
         while True:
-            rows = await self._store.worker_outbox(sorted(self._core.owned), older_than_us, ROWS_AT_ONCE)
+            rows = await finished(self._store.worker_outbox(sorted(self._core.owned), older_than_us, ROWS_AT_ONCE))
             done = await self._send(rows)
-            await self._store.delete_worker_outbox(done)
+            await finished(self._store.delete_worker_outbox(done))
             sent += len(done)
             if len(rows) < ROWS_AT_ONCE or not done:
                 return sent

@@ -13,7 +13,7 @@ from typing import Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
 from romancy_stream.runtime.worker_messages import Message, records
-from romancy_stream.store.database import finished
+from romancy_stream.store.database import seen
 from romancy_stream.store.port import Store
 
 log = logging.getLogger(__name__)
@@ -115,4 +115,8 @@ class Sender:
         if self._hangs is not None and not self._hangs.done():
             raise StoreUnavailableError("the call before hangs still")
         self._hangs = asyncio.ensure_future(self._store.delete_worker_outbox(batch))
-        await finished(asyncio.shield(self._hangs), DELETE_LIMIT_S)
+        self._hangs.add_done_callback(seen)
+        await asyncio.wait({self._hangs}, timeout=DELETE_LIMIT_S)
+        if not self._hangs.done():
+            raise StoreUnavailableError(f"the database did not answer within {DELETE_LIMIT_S:g} s")
+        self._hangs.result()

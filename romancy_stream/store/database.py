@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -25,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from romancy_stream.errors import ConfigurationError, StoreUnavailableError
 from romancy_stream.store.failures import translating
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POSTGRESQL: Final = "postgresql"
@@ -41,6 +43,8 @@ CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_S: Final = 60  # the server ends a statement; a session may raise it with SET LOCAL
 LOCK_TIMEOUT_S: Final = 20  # well below STATEMENT_TIMEOUT_S, so that the message names the lock
 CALL_TIMEOUT_S: Final = STATEMENT_TIMEOUT_S + 15  # the network is gone when the server's own limit never arrives
+CUT_OFF_S: Final = 3  # a healthy database ends any call of ours within this; nobody who leaves waits longer
+CLOSE_TIMEOUT_S: Final = 3  # for goodbyes; a server that hangs does not answer them
 MAINTENANCE_TIMEOUT_S: Final = 3600  # an index on a large table takes its time
 BUSY_TIMEOUT_S: Final = 30  # SQLite: one writer at a time, and an activity may write for a while
 WAL_RETRY_S: Final = 0.01  # the other one needs about a millisecond
@@ -85,6 +89,7 @@ class Database:
         self.dialect = self.url.get_backend_name()
         self._engine: AsyncEngine | None = None
         self._writer: AsyncEngine | None = None
+        self._connections: list[Any] = []  # of the pools, as the driver has them; some may be closed
 
     async def open(self) -> None:
         """Makes the pools. Connects only where the first connection has something to set up for all (SQLite)."""
@@ -97,10 +102,17 @@ class Database:
         self._writer = self._make(WRITER_POOL_SIZE, WRITER_POOL_OVERFLOW, _PG_WRITER)
 
     async def close(self) -> None:
+        """Also from a server that hangs, within seconds."""
         engines, self._engine, self._writer = (self._engine, self._writer), None, None
-        for engine in engines:
-            if engine is not None:
-                await engine.dispose()
+        goodbyes = [asyncio.ensure_future(engine.dispose()) for engine in engines if engine is not None]
+        if goodbyes:
+            _, late = await asyncio.wait(goodbyes, timeout=CLOSE_TIMEOUT_S)
+            if late:
+                log.warning("the database does not answer to goodbyes: its connections are cut off")
+                for connection in self._connections:
+                    _cut_off(connection)
+            await asyncio.gather(*goodbyes)
+        self._connections = []
 
     @property
     def engine(self) -> AsyncEngine:
@@ -175,34 +187,64 @@ class Database:
         options |= {"pool_recycle": POOL_RECYCLE_S, "pool_use_lifo": True}
         if self.dialect == POSTGRESQL:
             url, arguments = _postgres_arguments(self.url, settings, call_timeout_s)
-            return create_async_engine(url, connect_args=arguments, **options)
+            return self._remembering(create_async_engine(url, connect_args=arguments, **options))
         if self.dialect == MYSQL:
             arguments = _mysql_arguments(call_timeout_s)
-            return create_async_engine(self.url, connect_args=arguments, isolation_level="READ COMMITTED", **options)
+            options["isolation_level"] = "READ COMMITTED"
+            return self._remembering(create_async_engine(self.url, connect_args=arguments, **options))
         engine = create_async_engine(self.url, connect_args={"timeout": self.busy_timeout_s}, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
 
+    def _remembering(self, engine: AsyncEngine) -> AsyncEngine:
+        def remember(connection: Any, _record: Any) -> None:
+            self._connections = [each for each in self._connections if _is_open(each)]
+            self._connections.append(connection.driver_connection)
 
-async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a database call to its end, also when its caller is cancelled: a call that is cut off in the middle leaves
-    its outcome open and its connection unusable. The server's timeouts bound the wait."""
+        event.listen(engine.sync_engine, "connect", remember)
+        return engine
+
+
+async def finished(work: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
+    """Lets a database call run to its end whatever happens to its caller: a call that is cut off in the middle leaves
+    its outcome open and its connection unusable. A caller that is cancelled waits for it, but not for a server that
+    hangs; one that gives a `limit_s` hears StoreUnavailableError after it. What is left behind goes on until the
+    timeouts of server and driver end it: it may still happen."""
     task = asyncio.ensure_future(work)
+    task.add_done_callback(seen)
     try:
-        return await asyncio.shield(task)
+        await asyncio.wait({task}, timeout=limit_s)
     except asyncio.CancelledError:
-        if not task.cancelled():
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen; the caller only hears that it was cancelled
+        await asyncio.wait({task}, timeout=CUT_OFF_S)
         raise
+    if not task.done():
+        raise StoreUnavailableError(f"the database did not answer within {limit_s:g} s")
+    return task.result()
+
+
+def seen(task: asyncio.Future[Any]) -> None:
+    """Perhaps nobody else looks at how it ended, and asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _opened(engine: AsyncEngine | None) -> AsyncEngine:
     if engine is None:
         raise RuntimeError("the database is not open")
     return engine
+
+
+def _is_open(connection: Any) -> bool:
+    return bool(connection.connected if hasattr(connection, "connected") else not connection.is_closed())
+
+
+def _cut_off(connection: Any) -> None:
+    """Without a word to the server, which rolls back what is under way."""
+    if hasattr(connection, "terminate"):  # asyncpg
+        connection.terminate()
+    else:  # asyncmy
+        connection.close()
 
 
 # -- PostgreSQL
