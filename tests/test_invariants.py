@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from romancy_stream import App, FencedError, RetryPolicy, WorkflowContext
+from romancy_stream import App, CommitUnknownError, FencedError, RetryPolicy, WorkflowContext
 from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.core import CoreConfig, EngineCore
 from romancy_stream.runtime.processor import Processor
@@ -24,15 +24,19 @@ MARKER = b"a marker"
 
 
 class GatedStore(SqlStore):
-    """Commits wait at a gate while it is shut."""
+    """Commits wait at a gate while it is shut. With `breaks`, the next one is lost on its way, and nobody is told."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = asyncio.Event()
+        self.breaks = False
 
     async def commit(self, commit: Commit) -> int:
+        if self.breaks:
+            self.breaks = False
+            raise CommitUnknownError("the connection broke")
         if not self.gate.is_set():
             self.waiting.set()
             await self.gate.wait()
@@ -65,7 +69,9 @@ def program(folder: Path, ran: list[str]) -> GatedApp:
     return app
 
 
-async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(tmp_path: Path, breaks: bool) -> None:
+    """Also not when the first try of the commit ended with an unknown outcome."""
     ran: list[str] = []
     seen: list[bytes | None] = []
 
@@ -82,6 +88,7 @@ async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(tmp_
         tail = app._broker.tail(topics, collect)
         await tail.start()
         app.store.gate.clear()
+        app.store.breaks = breaks
         handle = await app.start_by_name("hello", "Ada")
         result = asyncio.create_task(handle.result(timeout=PATIENCE_S))
         await app.store.waiting.wait()

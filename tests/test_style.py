@@ -24,15 +24,22 @@ SLEEPS = {
     "tests/broker/kafka_member.py": (1, "a producer's rhythm, in a process that is killed"),
     "tests/broker/test_kafka_batches.py": (3, "a handler that takes its time is what the test is about"),
     "tests/broker/test_kafka_chaos.py": (1, "a producer's rhythm"),
-    "tests/broker/test_kafka_readers.py": (1, "longer than a session timeout is what the test is about"),
+    "tests/broker/test_kafka_readers.py": (2, "longer than a session timeout is what the test is about"),
+    "tests/chaos/program.py": (3, "work that takes a while, and a producer's rhythm, in a process that is killed"),
+    "tests/chaos/scene.py": (1, "a producer's rhythm"),
+    "tests/cli/test_worker.py": (1, "polls a process in a plain test"),
     "tests/engine/test_core.py": (1, "workflow code: a durable timer"),
+    "tests/engine/test_edges.py": (2, "workflow code: durable timers beyond the calendar"),
     "tests/runtime/test_worker_timeouts.py": (1, "an activity that takes longer than its timeout"),
     "tests/support/waiting.py": (1, "the one place that polls"),
 }
 """How often a test file may sleep, and why that is not waiting for a condition. `sleep(0)` is no sleep: it lets tasks
 that are ready run."""
 
-HOSTS = {"cloudevents.io", "example.com", "json-schema.org", "maven.apache.org", "www.w3.org", "localhost", "127.0.0.1"}
+HOSTS = {
+    *("example.com", "example.org"),
+    *("cloudevents.io", "json-schema.org", "maven.apache.org", "www.w3.org", "localhost", "127.0.0.1"),
+}
 """Hosts that files may name: specifications, schemas and places that do not exist."""
 MACHINE_NEUTRAL = {"/", "/tmp", "/home", "/root", "/src", "/app"}
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".json", ".sql", ".xml", ".sh", ""}

@@ -15,11 +15,12 @@ PACKAGE = "romancy_stream"
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """`module` imports `target`, both by full name; a target of our own is a module, never a name in one.
-    `for_types`: under TYPE_CHECKING, so that nothing is imported when the program runs."""
+    """`module` imports `target`, both by full name; a target of our own is a module, and `name` what is taken out of
+    it, or empty. `for_types`: under TYPE_CHECKING, so that nothing is imported when the program runs."""
 
     module: str
     target: str
+    name: str
     line: int
     for_types: bool
 
@@ -44,13 +45,14 @@ def imports(module: str) -> Iterator[Import]:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(module, alias.name, node.lineno, node.lineno in for_types)
+                yield Import(module, alias.name, "", node.lineno, node.lineno in for_types)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno}: a relative import"
             assert node.module is not None
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield Import(module, full if full in modules() else node.module, node.lineno, node.lineno in for_types)
+                target, name = (full, "") if full in modules() else (node.module, alias.name)
+                yield Import(module, target, name, node.lineno, node.lineno in for_types)
 
 
 def _lines_for_types(parsed: ast.Module) -> Iterator[int]:
