@@ -284,9 +284,19 @@ def _make(cls: type[Exception], error: dict[str, Any]) -> Exception | None:
             _set(made, name, value)
         str(made)
         repr(made)
+        _repair_notes(made)
     except Exception:
         return None
     return made if isinstance(made, Exception) else None
+
+
+def _repair_notes(error: Exception) -> None:
+    """Python looks for notes when it prints an error; a `__getattr__` that relies on `__init__` (urllib's HTTPError)
+    would raise something else then."""
+    try:
+        getattr(error, "__notes__", None)
+    except Exception:
+        _set(error, "__notes__", [])
 
 
 def _builtin_base(cls: type[Exception]) -> Any:

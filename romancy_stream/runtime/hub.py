@@ -33,6 +33,10 @@ LOOKED_FOR_AT_ONCE: Final = 1_000
 """Ids in one question to the database: one round trip, and an answer of some 500 KB."""
 
 
+INSTANCE_EXISTS: Final = "instance_exists"
+"""The reason of a rejection that says nothing about the instance that is there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`kind`: "started", "completed", "failed", "cancelled" or "rejected". `payload` is raw JSON: the output, the
@@ -177,8 +181,9 @@ class ResultHub:
     def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None) -> None:
         for waiter in self._waiters.get(instance_id, ()):
             wanted = outcome.kind != "started" or waiter.started
-            if outcome.kind == "rejected" and waiter.command_id not in (None, command_id):
-                wanted = False
+            if outcome.kind == "rejected" and waiter.command_id != command_id:
+                # Somebody who waits for the id hears that it was not started, but not that it was twice.
+                wanted = waiter.command_id is None and _reason(outcome) != INSTANCE_EXISTS
             if wanted and not waiter.future.done():
                 waiter.future.set_result(outcome)
 
@@ -229,6 +234,10 @@ def outcome_of(row: InstanceRow) -> Outcome:
 def rejected(rejection: Rejection) -> Outcome:
     head = b'{"reason":"%s","message":' % rejection.reason.encode()
     return Outcome("rejected", head + orjson.dumps(rejection.message) + b',"errors":' + rejection.errors + b"}")
+
+
+def _reason(outcome: Outcome) -> object:
+    return orjson.loads(outcome.payload or b"{}").get("reason")
 
 
 _KINDS = {

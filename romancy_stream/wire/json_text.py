@@ -14,6 +14,7 @@ from romancy_stream.wire.malformed import (
     INVALID_UTF8,
     MAX_EXPONENT_DIGITS,
     MAX_FRACTION_DIGITS,
+    MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
     NUL_CHARACTER,
     TOO_DEEP,
@@ -24,8 +25,10 @@ _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _FAR_EXPONENT: Final = re.compile(rb"[eE][+-]?\d{%d}" % (MAX_EXPONENT_DIGITS + 1))
 _LONG_FRACTION: Final = re.compile(rb"\.\d{%d}" % (MAX_FRACTION_DIGITS + 1))
+_LONG_INTEGER: Final = re.compile(rb"(?<![.\d])\d{%d}" % (MAX_INTEGER_DIGITS + 1))
 # All digits alike and no signs: numbers that could be a problem are then found by plain substring search.
 _SQUEEZE: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_LONG_INTEGER_SQUEEZED: Final = b"0" * (MAX_INTEGER_DIGITS + 1)
 _FAR_EXPONENT_SQUEEZED: Final = b"0e" + b"0" * (MAX_EXPONENT_DIGITS + 1)
 _BLANKS: Final = " \t\n\r"
 _raw_decode: Final = JSONDecoder().raw_decode
@@ -47,8 +50,8 @@ def parse_json(text: bytes, max_depth: int = MAX_JSON_DEPTH) -> Any | Malformed:
     if has_wild_number(text):
         return Malformed(
             INVALID_JSON,
-            f"a number of the data has an exponent of more than {MAX_EXPONENT_DIGITS} digits or more than"
-            f" {MAX_FRACTION_DIGITS} digits behind the point, which databases refuse",
+            f"a number of the data has more than {MAX_INTEGER_DIGITS} digits, more than {MAX_FRACTION_DIGITS:,} behind"
+            f" the point or an exponent of more than {MAX_EXPONENT_DIGITS}, which databases and readers of JSON refuse",
         )
     return value
 
@@ -89,15 +92,13 @@ def _skip(text: str, at: int) -> int:
 
 
 def has_wild_number(text: bytes) -> bool:
-    """A number that one of the databases refuses, somewhere in JSON text."""
+    """A number that one of the databases refuses, or a reader of JSON, somewhere in JSON text."""
     squeezed = text.translate(_SQUEEZE, b"+-")
-    suspect = _has_far_exponent(squeezed) or (
-        len(text) > MAX_FRACTION_DIGITS and _LONG_FRACTION.search(squeezed) is not None
-    )
-    if not suspect:
+    # Longer fractions than those allowed are long enough for the second test too.
+    if not (_has_far_exponent(squeezed) or _LONG_INTEGER_SQUEEZED in squeezed):
         return False
     outside = _STRINGS.sub(b"", text)
-    return _FAR_EXPONENT.search(outside) is not None or _LONG_FRACTION.search(outside) is not None
+    return any(pattern.search(outside) is not None for pattern in (_FAR_EXPONENT, _LONG_FRACTION, _LONG_INTEGER))
 
 
 def _has_far_exponent(squeezed: bytes) -> bool:

@@ -59,6 +59,7 @@ WRAPPED_LEVELS: Final = 2
 # PostgreSQL's numeric, and with it JSONB, ends at 16,383 digits behind the point. A double ends at exponent 308.
 MAX_EXPONENT_DIGITS: Final = 3
 MAX_FRACTION_DIGITS: Final = 4_000
+MAX_INTEGER_DIGITS: Final = 308
 
 
 @dataclass(frozen=True, slots=True)

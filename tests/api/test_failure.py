@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from hypothesis import given
@@ -352,3 +355,11 @@ def test_workflow_failed_tells_what_it_was() -> None:
     assert failed.message == "card declined for o-1"
     assert failed.stack is not None
     assert isinstance(failed.__cause__, CardDeclined)
+
+
+def test_an_error_with_a_wrapped_file_can_be_printed() -> None:
+    error = HTTPError("http://example.org", 404, "nothing here", Message(), None)
+    restored = decode_error(encode_error(error, retryable=True))
+    assert isinstance(restored, HTTPError)
+    assert (restored.code, restored.msg) == (404, "nothing here")
+    assert "nothing here" in "".join(traceback.format_exception(restored))

@@ -399,3 +399,16 @@ def test_data_of_events_is_encoded_by_what_it_is() -> None:
     for bad in (math.nan, [Floats(value=math.inf)], {"a": "\x00"}, object()):
         with pytest.raises(PayloadError):
             encode_data(bad)
+
+
+@pytest.mark.parametrize("declared", [int, Any, list[int], dict[str, int]])
+def test_an_integer_that_readers_of_json_refuse(declared: Any) -> None:
+    codec = TypeCodec(declared)
+    for digits in (308, 309, 5_000):
+        value: Any = 10 ** (digits - 1)
+        value = {list[int]: [value], dict[str, int]: {"a": value}}.get(declared, value)
+        if digits == 308:
+            assert codec.decode(codec.encode(value)) == value
+        else:
+            with pytest.raises(PayloadError):
+                codec.encode(value)

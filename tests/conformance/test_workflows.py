@@ -232,6 +232,32 @@ async def test_one_id_is_one_instance(make_app: MakeApp) -> None:
         assert await fresh.result(timeout=PATIENCE_S) == 9
 
 
+async def test_a_refused_second_start_ends_nobodys_waiting(make_app: MakeApp) -> None:
+    app = make_app()
+
+    @app.activity
+    async def gate() -> str:
+        await opened.wait()
+        return "through"
+
+    @app.workflow
+    async def waits(ctx: WorkflowContext) -> str:
+        return await gate()
+
+    opened = asyncio.Event()
+    async with app, app.client() as client:
+        first = await app.start(waits, instance_id="taken")
+        waiting = [
+            asyncio.create_task(each.result(timeout=PATIENCE_S))
+            for each in (first, app.handle("taken", waits), client.handle("taken", waits))
+        ]
+        for starter in (app, client):
+            with pytest.raises(InstanceExistsError):
+                await starter.start(waits, instance_id="taken", on_conflict="fail")
+        opened.set()
+        assert await asyncio.gather(*waiting) == ["through"] * 3
+
+
 async def test_plain_cloudevents_start_workflows_that_allow_it(make_app: MakeApp) -> None:
     app = make_app()
 

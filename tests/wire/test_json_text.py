@@ -36,6 +36,9 @@ from romancy_stream.wire.malformed import Malformed
         (b'"0.' + b"1" * (m.MAX_FRACTION_DIGITS + 1) + b'"', None),
         (b"9" * 300, None),
         (b"9" * 400, m.INVALID_JSON),
+        (b'{"a":-' + b"1" * m.MAX_INTEGER_DIGITS + b"}", None),
+        (b"[1," + b"1" * (m.MAX_INTEGER_DIGITS + 1) + b"]", m.INVALID_JSON),
+        (b'"' + b"1" * 5_000 + b'"', None),
     ],
 )
 def test_what_databases_refuse(text: bytes, reason: str | None) -> None:
