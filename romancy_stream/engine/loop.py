@@ -158,7 +158,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 if not task.done():
                     _close(task.get_coro())
             for generator in self._generators:
-                _close_generator(generator)
+                if generator.ag_frame is not None:
+                    _close_generator(generator)
         finally:
             events._set_running_loop(None)
             self._ready.clear()
@@ -250,16 +251,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
 
 def _close(coro: Any) -> None:
-    """Closes a suspended coroutine. A `finally` that awaits something already pending makes close() complain;
-    a few more rounds end that too."""
+    """Ends a suspended coroutine. A `finally` may await something already pending; a few more rounds end that too.
+    Not with `coro.close()`: before Python 3.13 that would not reach into a generator which the coroutine waits for."""
     for _ in range(8):
         try:
-            coro.close()
+            coro.throw(Evicted())
+        except (StopIteration, Evicted):
             return
-        except Evicted:
-            return
-        except RuntimeError:
-            continue
         except BaseException as error:
             log.warning("workflow code raised %r while its instance left the cache", error)
             return

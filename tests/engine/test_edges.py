@@ -55,6 +55,14 @@ async def breaks_off(ctx: WorkflowContext) -> list[int]:
 
 
 @workflow
+async def leaves_many(ctx: WorkflowContext) -> int:
+    kept = [doubles() for _ in range(100)]
+    for generator in kept:
+        await anext(generator)
+    return len(kept)
+
+
+@workflow
 async def goes_through(ctx: WorkflowContext) -> list[int]:
     return [value async for value in doubles()]
 
@@ -75,6 +83,18 @@ async def test_a_generator_that_is_let_go_of_stays_in_its_workflow(restarts: boo
     assert "activity.scheduled clean_up:1" in world.kinds("whole")
     assert "activity.scheduled clean_up:1" not in world.kinds("broken")
     world.check_projections()
+
+
+@pytest.mark.parametrize("cached", [0, 1_000])
+def test_generators_of_an_evicted_instance_end_in_silence(cached: int, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(leaves_many, breaks_off, answers=ANSWERS, cached=cached)
+    world.start("leaves_many", instance_id="many")
+    world.start("breaks_off", instance_id="broken")
+    world.run()
+    assert world.output("many") == 100
+    assert world.output("broken") == [0, 20]
+    gc.collect()  # what is still suspended now would complain, and that is an error here
+    assert not caplog.records
 
 
 async def test_the_outer_loop_keeps_its_generators() -> None:
