@@ -1,5 +1,6 @@
 """A workflow of six slow steps, to kill its worker in the middle of (see `examples/demo.py`).
 
+romancy init examples.crash:app
 romancy start examples.crash:app long_haul --id trip
 romancy worker examples.crash:app          (kill -9 it, and start it again)
 romancy history examples.crash:app trip

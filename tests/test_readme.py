@@ -10,6 +10,7 @@ import pytest
 
 from romancy_stream import RetryPolicy, app
 from romancy_stream.broker.kafka import settings
+from romancy_stream.cli import cli
 from romancy_stream.engine import core, instance, loop
 from romancy_stream.runtime import attempt, node, processor, sweeper
 from romancy_stream.store import database, pages, paths
@@ -86,6 +87,17 @@ def test_numbers_are_those_of_the_code() -> None:
     assert limits["instances on one page"] == f"50 by default, {pages.PAGE_ROWS_MAX:,} at most"
     assert limits["filters of one `find_instances`"] == str(paths.FILTERS_MAX)
     assert limits["steps of workflow code without waiting"] == f"{loop.STEP_LIMIT:,}"
+
+
+def test_the_command_line_in_the_readme_is_the_one_that_there_is() -> None:
+    section = (REPO / "README.md").read_text(encoding="utf-8").partition("## Command line")[2].partition("\n## ")[0]
+    told = set()
+    for cell in re.findall(r"^\| (`romancy .+?) \| .+ \|$", section, re.MULTILINE):
+        first, *others = re.findall(r"`(.+?)`", cell)
+        group = first.split()[1]
+        told |= {group} | (set() if group == "dlq" else {name for name in others if name.isalpha()})
+    there = {command.name or command.callback.__name__ for command in cli.registered_commands if command.callback}
+    assert told == there | {group.name for group in cli.registered_groups}
 
 
 def test_the_table_of_retries_is_that_of_the_default_policy() -> None:
