@@ -9,6 +9,7 @@ from benchmarks.app import app, three_steps
 from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
 from benchmarks.settings import ANSWER_LIMIT_S, STARTS_AT_ONCE
+from romancy_stream.cli.worker import calm_collector
 from romancy_stream.client import BaseClient, Handle
 
 
@@ -38,8 +39,10 @@ async def _run(alone: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alone", action="store_true", help="engine and worker in this process too")
+    parser.add_argument("--alone", action="store_true", help="engine and worker in this process too, set up as `romancy worker` does")
     options = parser.parse_args()
+    if options.alone:
+        calm_collector()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_run(options.alone))
 

@@ -67,7 +67,7 @@ def worker(
     chosen_roles = _roles(roles)
     chosen_queues = None if queues is None else _queues(app, queues)
     _set_up_logging(log_level)
-    _calm_collector()
+    calm_collector()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
             runner.run(Process(app, chosen_roles, chosen_queues, not no_init).run())
@@ -98,7 +98,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
+    """For a process that is a worker and little else: see GC_THRESHOLDS."""
     gc.collect()
     gc.freeze()  # modules and classes: they stay
     gc.set_threshold(*GC_THRESHOLDS)
