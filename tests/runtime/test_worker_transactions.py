@@ -62,7 +62,7 @@ async def test_rows_result_and_events_commit_together_and_events_leave_first(ben
         w.X_TRACESTATE: "a=b",
     }
     await bench.no_outbox()
-    assert worker.statistics().rows_to_delete == 0
+    await eventually(lambda: worker.statistics().rows_to_delete == 0)
 
 
 @pytest.mark.parametrize("flushed", [False, True])

@@ -232,11 +232,17 @@ async def swallowing_proxy(store: SqlStore) -> AsyncIterator[tuple[str, asyncio.
 
 
 async def test_a_deadlock_on_postgres_is_run_again(postgres: SqlStore, postgres_db: str) -> None:
-    """The commit holds partition 0's row and wants an instance's; the other has them the other way round."""
+    """The commit holds partition 0's row and wants an instance's; the other has them the other way round. The commit
+    looks for a deadlock once, a while after it began to wait: by then the other must want its row."""
     marks = await owned(postgres, 0)
     await postgres.commit(Commit(marks=marks, instances=[instance()]))
     marks = [replace(marks[0], commit_no=1)]
     async with opened(postgres_db) as other, other.db.engine.connect() as rival:
+        name = (await rival.execute(text("SELECT current_database()"))).scalar_one()
+        await rival.execute(text(f"ALTER DATABASE {name} SET deadlock_timeout = '5s'"))
+        await rival.commit()
+        await postgres.close()  # connections that know nothing of it
+        await postgres.open()
         await rival.execute(text("SET LOCAL deadlock_timeout = '1h'"))  # the commit is to be the victim
         await rival.execute(text("SELECT 1 FROM romancy_instances FOR UPDATE"))
         committing = asyncio.create_task(postgres.commit(Commit(marks=marks, updates=[instance(status="failed")])))
@@ -244,7 +250,7 @@ async def test_a_deadlock_on_postgres_is_run_again(postgres: SqlStore, postgres_
         await _lock_and_let_go(rival)
         assert await committing > 0
         deadlocks = "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks = 1"
-        await eventually(lambda: execute(other, deadlocks), message="there was no deadlock")
+        await eventually(lambda: execute(other, deadlocks), 30, message="there was no deadlock")
     assert (await postgres.known(["o-1"])).instances["o-1"].status == "failed"
 
 

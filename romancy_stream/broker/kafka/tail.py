@@ -8,7 +8,6 @@ when partitions are added, and a consumer built anew after a failure must go on 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -43,6 +42,8 @@ class KafkaTail:
         self._consumer: AIOKafkaConsumer | None = None
         self._next: dict[TP, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
         self._detector = StallDetector(settings.stall_limit_ms / 1000)
         self._next_look_s = 0.0
 
@@ -64,8 +65,11 @@ class KafkaTail:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})
+            if self._closing is not None:
+                await self._closing
+            if self._failure is not None:
+                raise self._failure
 
     async def _run(self) -> None:
         try:
@@ -76,6 +80,9 @@ class KafkaTail:
                     log.warning("%s: new consumer: %s", self._what(), describe(error))
                 await self._disconnect()
                 await asyncio.sleep(RETRY_PAUSE_S)
+        except Exception as error:
+            self._failure = error
+            log.error("%s ends: %r", self._what(), error)
         finally:
             await self._disconnect()
 
@@ -124,7 +131,9 @@ class KafkaTail:
         consumer, self._consumer = self._consumer, None
         self._detector.forget()
         if consumer is not None:
-            await consumer.stop()
+            # A cancellation in the middle would leave its connections open; `stop` waits for the end.
+            self._closing = asyncio.ensure_future(consumer.stop())
+            await asyncio.shield(self._closing)
 
     async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
         """All of all topics, once the consumer knows them."""
