@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Scripts without a suffix have to be named.
 LINTED := . tools/services
-TYPED_TOOLS := tools/_services tests/support tests/conftest.py
+TYPED_TOOLS := tools/_services benchmarks tests/support tests/conftest.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint types test demo services stop clean
+.PHONY: help venv check lint types test demo bench services stop clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ test: check ## lint, types and the whole test suite, on real servers
 
 demo: venv ## see it work: examples/demo.py
 	$(BIN)/python examples/demo.py
+
+bench: venv ## how fast it is here, beside a program without an engine: about 5 minutes
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput --broker embedded --database sqlite
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.latency --broker embedded --database sqlite
+	$(BIN)/python -m benchmarks.memory
 
 services: ## start Kafka, PostgreSQL and MariaDB and leave them running
 	tools/services start

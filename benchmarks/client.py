@@ -39,7 +39,7 @@ async def _run(alone: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alone", action="store_true", help="engine and worker in this process too, set up as `romancy worker` does")
+    parser.add_argument("--alone", action="store_true", help="engine and worker in this process too")
     options = parser.parse_args()
     if options.alone:
         calm_collector()
