@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import math
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, current_scope
-from romancy_stream.engine.parameters import Parameters, is_context_parameter, signature
+from romancy_stream.engine.parameters import Parameters, checked_name, is_context_parameter, signature
 from romancy_stream.errors import ActivityContextError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import publication
@@ -210,9 +211,7 @@ class Activity(Generic[P, R]):
     ) -> None:
         if not inspect.isroutine(function) or _is_generator(function):
             raise TypeError(f"an activity must be an `async def` or `def` function, not {function!r}")
-        self.name = function.__name__ if name is None else name
-        if not self.name:
-            raise ValueError("name must not be empty")
+        self.name = checked_name(function.__name__ if name is None else name)
         what = f"activity {self.name!r}"
         leading = list(signature(function).parameters.values())[:1]
         self.function = function
@@ -356,9 +355,14 @@ def seconds(name: str, value: float | timedelta | None) -> float | None:
     return float(number)
 
 
+_QUEUE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
+
+
 def _queue(queue: str) -> str:
-    if not queue:
-        raise ValueError("queue must not be empty")
+    if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
+        raise ValueError(
+            f"queue must be 1-100 letters, digits, '.', '_' and '-': it becomes part of a topic's name, not {queue!r}"
+        )
     return queue
 
 

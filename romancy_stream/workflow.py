@@ -29,7 +29,7 @@ from typing import (
 from uuid import UUID
 
 from romancy_stream.engine.definitions import Publication, Scope
-from romancy_stream.engine.parameters import Arguments, Parameters, is_context_parameter, signature
+from romancy_stream.engine.parameters import Arguments, Parameters, checked_name, is_context_parameter, signature
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.wire.event import RESERVED_PREFIX
@@ -106,9 +106,7 @@ class Workflow(Generic[P, R]):
     ) -> None:
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"a workflow must be an `async def` function, not {function!r}")
-        self.name = function.__name__ if name is None else name
-        if not self.name:
-            raise ValueError("name must not be empty")
+        self.name = checked_name(function.__name__ if name is None else name)
         what = f"workflow {self.name!r}"
         leading = list(signature(function).parameters.values())[:1]
         if not leading or not is_context_parameter(function, leading[0], WorkflowContext, any_name=True):

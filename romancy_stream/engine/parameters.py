@@ -6,6 +6,7 @@ down. Pure: no I/O.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 _VARIADIC: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
 _POSITIONAL: Final = frozenset({Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD})
 
+
+MAX_NAME_CHARS: Final = 190
+"""Of a workflow or an activity: names become parts of ids. An instance id takes 255 characters, 33 of them for what
+makes it unique; an activity id takes 200, with room here for the number of the call."""
+_FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # {"args": [value]}
 _CALL_DEPTH: Final = MAX_JSON_DEPTH + WRAPPED_LEVELS
@@ -257,6 +263,18 @@ class Parameters:
 
 def _declared(codec: TypeCodec) -> Any:
     return portable(codec.annotation)
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+def checked_name(name: object) -> str:
+    """ValueError, TypeError for what cannot be the name of a workflow or an activity."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, not {name!r}")
+    if not 0 < len(name) <= MAX_NAME_CHARS:
+        raise ValueError(f"name must have 1 to {MAX_NAME_CHARS} characters, not {len(name)}")
+    if _FORBIDDEN.search(name):
+        raise ValueError(f"name must be without control characters, not {name!r}")
+    return name
 
 
 # -- hints of a function ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from romancy_stream import ConfigurationError, Registry, WorkflowContext, activity, workflow
+from romancy_stream.engine.parameters import MAX_NAME_CHARS
 
 
 @workflow
@@ -101,3 +102,27 @@ def test_defining_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("define", [activity, workflow])
+def test_names_that_no_id_could_hold(define: Any) -> None:
+    async def anything(ctx: WorkflowContext) -> None: ...
+
+    assert define(name="n" * MAX_NAME_CHARS)(anything).name == "n" * MAX_NAME_CHARS
+    assert define(name="dötted.näme/😀 x")(anything).name == "dötted.näme/😀 x"
+    for name in ("", "n" * (MAX_NAME_CHARS + 1), "a\nb", "a\x00", "\ud800"):
+        with pytest.raises(ValueError, match="name must"):
+            define(name=name)(anything)
+    with pytest.raises(TypeError, match="name must be a text"):
+        define(name=5)(anything)
+
+
+@pytest.mark.parametrize("queue", ["", "a b", "ü", "a/b", "q" * 101])
+def test_queues_that_no_topic_could_be_named_after(queue: str) -> None:
+    @activity
+    async def anything() -> None: ...
+
+    with pytest.raises(ValueError, match="queue must be"):
+        activity(queue=queue)(anything.function)
+    with pytest.raises(ValueError, match="queue must be"):
+        anything.with_options(queue=queue)
