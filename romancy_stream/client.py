@@ -21,6 +21,7 @@ from romancy_stream.errors import (
     InstanceNotFoundError,
     InvalidInputError,
     PayloadError,
+    RecordRefusedError,
     RomancyError,
     UnknownWorkflowError,
     WorkflowCancelledError,
@@ -245,7 +246,14 @@ class BaseClient:
         require_sendable(event)
         headers, value = encode(event)
         [sent] = await self._broker.send([OutRecord(self.topics.commands, key.encode(), value, headers)])
-        await sent
+        try:
+            await sent
+        except RecordRefusedError as error:
+            if self.topics.commands in await self._broker.topics():
+                raise
+            raise ConfigurationError(
+                f"topic {self.topics.commands!r} does not exist yet: start a worker, or run `romancy init MODULE:APP`"
+            ) from error
 
     def handle(self, instance_id: str, workflow: Workflow[..., T] | None = None) -> Handle[T]:
         """To wait for an instance that somebody else started."""

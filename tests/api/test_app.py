@@ -58,3 +58,10 @@ async def test_an_instance_id_is_a_text(app: App, instance_id: str) -> None:
     async with app:
         with pytest.raises(ValueError, match="instance_id must be a text"):
             await app.start_by_name("anything", instance_id=instance_id)
+
+
+async def test_a_client_of_an_app_that_was_never_set_up_says_what_to_do(tmp_path: Path) -> None:
+    app = App("never", broker=f"embedded://{tmp_path / 'log'}", database=f"sqlite:///{tmp_path / 'state.db'}")
+    async with app.client() as client:
+        with pytest.raises(ConfigurationError, match="romancy init"):
+            await client.start_by_name("any")
