@@ -4,12 +4,14 @@ Opened when it is first needed. Knows SQLAlchemy, no tables and no workflows.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, RootTransaction, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -20,6 +22,12 @@ log = logging.getLogger(__name__)
 
 _MYSQL: Final = ("mysql", "mariadb")
 _NO_SUCH_THREAD: Final = 1094
+_ABORTED: Final = "25P02"  # PostgreSQL
+
+BUSY_PAUSE_S: Final = 0.02
+BUSY_LIMIT_S: Final = 10.0
+"""How long a task that the activity left behind may be in the middle of opening the transaction. Longer than SQLite
+and the pool of connections wait for their turn, and then the connection is cut off."""
 
 
 class ActivitySession(Session):
@@ -95,7 +103,12 @@ class AttemptTransaction:
     @property
     def session(self) -> AsyncSession:
         if self._session is None:
-            self._session = AsyncSession(self._engine, sync_session_class=ActivitySession, expire_on_commit=False)
+            self._session = AsyncSession(
+                self._engine,
+                sync_session_class=ActivitySession,
+                expire_on_commit=False,
+                close_resets_only=False,  # a task that is left behind must not begin another transaction with it
+            )
             self._root = _sync(self._session).engine_begin()
         return self._session
 
@@ -110,8 +123,13 @@ class AttemptTransaction:
             if not await write(connection):
                 await self.roll_back()
                 return False
-        except BaseException:
+        except BaseException as error:
             await self.roll_back()
+            if isinstance(error, DBAPIError) and code_of(error) == _ABORTED:
+                raise ActivityContextError(
+                    "a statement of the activity failed and its error was caught, after which PostgreSQL takes nothing "
+                    "more in this transaction: put what may fail inside `async with ctx.session.begin_nested()`"
+                ) from error
             raise
         try:
             await session.run_sync(_commit)
@@ -133,23 +151,34 @@ class AttemptTransaction:
         )
 
     async def roll_back(self) -> None:
-        if self._session is not None:
-            await self._end(self._session, _close)
+        session = self._session
+        if session is None:
+            return
+        give_up_at = time.monotonic() + BUSY_LIMIT_S
+        while not await self._end(session, _close):
+            if time.monotonic() > give_up_at:
+                await self._end(session, _abandon)
+                return
+            await asyncio.sleep(BUSY_PAUSE_S)
 
     async def abandon(self) -> None:
         """While a thread may still be using the session: the server rolls back, as the connection ends."""
         if self._session is not None:
             await self._end(self._session, _abandon)
 
-    async def _end(self, session: AsyncSession, how: Callable[[Session], None]) -> None:
+    async def _end(self, session: AsyncSession, how: Callable[[Session], None]) -> bool:
+        """False: another task of the activity is in the middle of using the session."""
         opened_on = _sync(session).opened_on
         cut_off = how is _abandon or (opened_on is not None and opened_on.invalidated)
         try:
             await session.run_sync(how)
             if cut_off:
                 await self._kill(_sync(session).server_thread)
+        except IllegalStateChangeError:
+            return False
         except Exception as error:  # then the connection is broken, and the server rolls back
             log.info("a transaction could not be rolled back in order: %r", error)
+        return True
 
     async def _kill(self, server_thread: int | None) -> None:
         """MariaDB and MySQL go on with a statement, and keep its locks, when the connection ends in the middle."""
