@@ -139,3 +139,13 @@ def test_a_wait_that_never_ends_can_be_stored(how: str) -> None:
     scheduled = [event for event in world.history["i"] if event.kind == h.ACTIVITY_SCHEDULED]
     assert all(event.attrs["deadline_us"] == LATEST_US for event in scheduled)
     world.check_projections()
+
+
+def test_a_start_of_a_name_that_nobody_can_have_is_rejected_under_an_id_that_fits() -> None:
+    world = World(goes_through, answers=ANSWERS)
+    world.start("n" * 255, instance_id=None)
+    world.run()
+    [rejection] = world.rejections.values()
+    assert rejection.reason == "unknown_workflow"
+    assert len(rejection.instance_id) <= 255
+    assert len(world.dead_letters) == 1
