@@ -294,6 +294,9 @@ def require_sendable(event: WireEvent) -> None:
         if not _is_extension_name(name):
             raise PayloadError(f"{name!r} is no name for an extension: lower-case letters and digits, not too many")
     attributes.update(event.extensions)
+    for name, text in attributes.items():
+        if not isinstance(text, str):
+            raise PayloadError(f"event {event.type!r} cannot be sent: {name} must be a text, not {text!r}")
     problem = _check(attributes, None) or _check_unicode(attributes.values())
     if problem is None and event.data is not None:
         checked = to_json(event.data, None, *_data_limits(event.type)) if event.data else _EMPTY

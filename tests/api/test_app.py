@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from romancy_stream import App, ConfigurationError, WorkflowContext
+from romancy_stream import App, ConfigurationError, PayloadError, WorkflowContext
 
 
 @pytest.fixture
@@ -65,3 +66,10 @@ async def test_a_client_of_an_app_that_was_never_set_up_says_what_to_do(tmp_path
     async with app.client() as client:
         with pytest.raises(ConfigurationError, match="romancy init"):
             await client.start_by_name("any")
+
+
+@pytest.mark.parametrize("given", [{"extensions": {"a": 5}}, {"subject": 5}, {"id": 5}, {"source": 5}, {"type": 5}])
+async def test_attributes_of_an_event_are_texts(app: App, given: dict[str, Any]) -> None:
+    async with app:
+        with pytest.raises(PayloadError, match="must be a text, not 5"):
+            await app.send_event(**{"type": "t", **given})
