@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.wire.value import value
 
 RUNNING: Final = "running"
 WAITING_FOR_TIMER: Final = "waiting_for_timer"
@@ -34,7 +35,7 @@ class Mark:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InstanceRow:
     """Projection of one instance. `seq` is its last history event; `parked` why it is halted, or None."""
 
@@ -55,7 +56,7 @@ class InstanceRow:
     event_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ActivityRow:
     """Projection of one activity: what it is doing now. `error` is the last attempt's."""
 
@@ -73,7 +74,7 @@ class ActivityRow:
     error: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimerRow:
     instance_id: str
     run: int
@@ -82,7 +83,7 @@ class TimerRow:
     due_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OutboxRow:
     """A record to send once this commit is durable. `position` rises by one per row within `part`, in commit
     order. `headers` and `value` are the record exactly as it goes out, so that a successor can send it again."""
@@ -150,7 +151,7 @@ class Commit:
     rejections_gone: list[str] = field(default_factory=list)  # instance_id: started after all
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ActivityKey:
     instance_id: str
     run: int

@@ -9,8 +9,10 @@ order. The rest (failed attempts, retries, parking) is the engine's own bookkeep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
+
+from romancy_stream.wire.value import value
 
 WORKFLOW_STARTED: Final = "workflow.started"
 WORKFLOW_COMPLETED: Final = "workflow.completed"
@@ -33,7 +35,7 @@ COMMANDS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HistoryEvent:
     """One row of the log. `seq` is dense from 1 within (instance_id, run). `at_us` is the log time in whole
     microseconds since 1970 UTC, the same for all events of one step; it is what `ctx.now()` shows.

@@ -10,9 +10,10 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import Malformed
 from romancy_stream.wire.record import Record
+from romancy_stream.wire.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Received:
     """A record of `commands` or `results`, decoded."""
 

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import field
 from random import Random
 from typing import Any, Final
 from uuid import UUID
@@ -22,12 +22,13 @@ from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.wire.value import value
 
 ACTIVITY_ID_CHARS: Final = 200
 """Leaves room in a 255 character database key for the prefixes of the engine's own timers."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Command:
     """What the code asked for; it becomes a history event as it stands."""
 

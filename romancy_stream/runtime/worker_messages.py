@@ -5,7 +5,6 @@ published. Values in, values out; no I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -23,6 +22,7 @@ from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.malformed import Malformed
 from romancy_stream.wire.partition import partition_for
 from romancy_stream.wire.record import OutRecord, Record
+from romancy_stream.wire.value import value
 
 NO_ARGUMENTS: Final = b'{"args":[],"kwargs":{}}'
 POLICIES_CACHE_LIMIT: Final = 256  # distinct class lists of one app's activities: a handful
@@ -31,7 +31,7 @@ _TRACE: Final = (w.X_TRACEPARENT, w.X_TRACESTATE)
 _MAX_INT32: Final = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Task:
     """A request to run one attempt. `policy` says which classes of errors may be retried, nothing else."""
 
@@ -110,7 +110,7 @@ def _policy(retry_on: str | None, do_not_retry_on: str | None) -> RetryPolicy:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Message:
     """A record to send, its headers still text, as it waits in an outbox row."""
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from romancy_stream.wire.value import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class WireEvent:
     """A CloudEvent 1.0 whose data is JSON text that nobody has parsed yet.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from romancy_stream.wire.value import value
 
 
 class TP(NamedTuple):
@@ -12,7 +13,7 @@ class TP(NamedTuple):
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """One record read. `timestamp_ms` is the log's append time; header values may be None as Kafka allows."""
 
@@ -25,7 +26,7 @@ class Record:
     timestamp_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OutRecord:
     """One record to write. `partition` None: murmur2 of the key, as the Java client does it."""
 
