@@ -87,6 +87,7 @@ ATTRIBUTES: list[tuple[type, str]] = [
     (AIOKafkaConsumer, "_coordinator"),
     (AIOKafkaConsumer, "_fetcher"),
     (AioFetcher, "_fetch_waiters"),
+    (AioFetcher, "_pending_tasks"),
     (GroupCoordinator, "generation"),
     (GroupCoordinator, "member_id"),
     (GroupCoordinator, "group_id"),

@@ -40,7 +40,8 @@ class Admin:
             bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-admin", **self._settings.client()
         )
         try:
-            await asyncio.wait_for(client.bootstrap(), CONNECT_LIMIT_S)
+            async with asyncio.timeout(CONNECT_LIMIT_S):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                await client.bootstrap()
         except BaseException as error:
             await client.close()
             if not isinstance(error, Exception):

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import faust
-from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -27,6 +26,7 @@ from faust.types import TP as FaustTP
 from mode import Service
 from mode.utils.futures import maybe_async
 
+from romancy_stream.broker.kafka.consumer import Consumer
 from romancy_stream.broker.kafka.faults import describe
 from romancy_stream.broker.kafka.membership import confirmed, kept_alive
 from romancy_stream.broker.kafka.settings import KafkaSettings
@@ -73,10 +73,10 @@ class InlineConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_partitions_assigned(self, assigned: set[FaustTP], generation_id: int = 0) -> None:
         await self.consumer.on_partitions_assigned(assigned, generation_id)
 
-    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+    def _create_worker_consumer(self, transport: Any) -> Consumer:
         """Ours: Faust leaves some settings to aiokafka, and would pick an assignor that does not co-partition."""
         settings: KafkaSettings = transport.settings
-        return AIOKafkaConsumer(
+        return Consumer(
             bootstrap_servers=transport.bootstrap,
             client_id=transport.client_id,
             group_id=self.app.conf.id,
@@ -101,8 +101,10 @@ class BatchConsumer(driver.Consumer):
         return InlineConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     @property
-    def _aio(self) -> AIOKafkaConsumer:
-        return self._thread._ensure_consumer()
+    def _aio(self) -> Consumer:
+        consumer = self._thread._ensure_consumer()
+        assert isinstance(consumer, Consumer)
+        return consumer
 
     # -- for the source ------------------------------------------------------
 
@@ -126,8 +128,7 @@ class BatchConsumer(driver.Consumer):
         hints = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in self._next}
         try:  # not Faust's commit, which crashes the consumer on most errors
             if hints:
-                async with asyncio.timeout(HINT_LIMIT_S):
-                    await self._aio.commit(hints)
+                await self._aio.commit_within(HINT_LIMIT_S, hints)
         except (kafka.KafkaError, TimeoutError) as error:
             log.info("hint of offsets not committed: %s", describe(error))
 

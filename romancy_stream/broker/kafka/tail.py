@@ -11,12 +11,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition
 
+from romancy_stream.broker.kafka.consumer import Consumer
 from romancy_stream.broker.kafka.faults import describe, translated
-from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S, KafkaSettings
+from romancy_stream.broker.kafka.settings import KafkaSettings
 from romancy_stream.broker.kafka.watchdog import LOOKS_PER_LIMIT, StallDetector, waiting
 from romancy_stream.broker.port import TP, OnRecords, Record
 from romancy_stream.errors import ConfigurationError
@@ -39,7 +39,7 @@ class KafkaTail:
         self._bootstrap = bootstrap
         self._client_id = client_id
         self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Consumer | None = None
         self._next: dict[TP, int] = {}
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] | None = None
@@ -113,18 +113,14 @@ class KafkaTail:
                 self._next[TP(*tp)] = each[-1].offset + 1
             await self._on_records(records)
 
-    async def _connect(self) -> AIOKafkaConsumer:
-        consumer = AIOKafkaConsumer(
+    async def _connect(self) -> Consumer:
+        consumer = Consumer(
             bootstrap_servers=self._bootstrap,
             client_id=f"{self._client_id}-tail",
             group_id=None,
             **self._settings.consumer(),
         )
-        try:
-            await asyncio.wait_for(consumer.start(), CONNECT_LIMIT_S)
-        except BaseException:
-            await consumer.stop()
-            raise
+        await consumer.start()
         return consumer
 
     async def _disconnect(self) -> None:
@@ -135,7 +131,7 @@ class KafkaTail:
             self._closing = asyncio.ensure_future(consumer.stop())
             await asyncio.shield(self._closing)
 
-    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+    async def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
         """All of all topics, once the consumer knows them."""
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + TOPICS_LIMIT_S
@@ -147,12 +143,12 @@ class KafkaTail:
             await asyncio.sleep(POLL_S / 10)
         return [TopicPartition(name, each) for name in self._topics for each in consumer.partitions_for_topic(name)]
 
-    def _assign(self, consumer: AIOKafkaConsumer) -> None:
+    def _assign(self, consumer: Consumer) -> None:
         consumer.assign([TopicPartition(*tp) for tp in self._next])
         for tp, offset in self._next.items():
             consumer.seek(TopicPartition(*tp), offset)
 
-    def _take_new_partitions(self, consumer: AIOKafkaConsumer) -> None:
+    def _take_new_partitions(self, consumer: Consumer) -> None:
         """Whatever they hold was appended after `start`."""
         now = {TP(name, each) for name in self._topics for each in consumer.partitions_for_topic(name) or ()}
         added = now - set(self._next)
@@ -160,7 +156,7 @@ class KafkaTail:
             self._next.update(dict.fromkeys(added, 0))
             self._assign(consumer)
 
-    async def _move_into_range(self, consumer: AIOKafkaConsumer, error: kafka.OffsetOutOfRangeError) -> None:
+    async def _move_into_range(self, consumer: Consumer, error: kafka.OffsetOutOfRangeError) -> None:
         for tp, first in (await consumer.beginning_offsets(list(error.args[0]))).items():
             log.warning(
                 "%s: offset %d of %s is no longer in the log, going on at %d", self._what(), self._next[tp], tp, first
@@ -168,7 +164,7 @@ class KafkaTail:
             self._next[TP(*tp)] = first
             consumer.seek(tp, first)
 
-    async def _hangs(self, consumer: AIOKafkaConsumer) -> bool:
+    async def _hangs(self, consumer: Consumer) -> bool:
         now_s = asyncio.get_running_loop().time()
         if now_s < self._next_look_s:
             return False

@@ -11,14 +11,15 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import ConsumerRebalanceListener
 from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from romancy_stream.broker.kafka.consumer import Consumer
 from romancy_stream.broker.kafka.faults import describe, translated
 from romancy_stream.broker.kafka.membership import kept_alive
-from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S, KafkaSettings
+from romancy_stream.broker.kafka.settings import KafkaSettings
 from romancy_stream.broker.kafka.watchdog import LOOKS_PER_LIMIT, StallDetector, waiting
 from romancy_stream.broker.port import TP, AssignedRange, Record, TaskHandler
 
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 # How long one look for records lasts before `fetch` checks for errors and for a hang.
 POLL_S = 1.0
-# A commit that takes longer is reported as failed; the next one covers it.
-COMMIT_LIMIT_S = 15.0
+# A commit that takes longer is reported as failed; the next one covers it. Whoever leaves waits for one or two.
+COMMIT_LIMIT_S = 3.0
 
 
 class KafkaTaskSource:
@@ -47,7 +48,7 @@ class KafkaTaskSource:
         self._bootstrap = bootstrap
         self._client_id = client_id
         self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Consumer | None = None
         self._next: dict[TP, int] = {}  # what we own: next offset to hand out
         self._epoch = 0  # of the assignment
         self._assigned = asyncio.Event()
@@ -59,7 +60,7 @@ class KafkaTaskSource:
 
     async def start(self) -> None:
         """Returns when connected; partitions come with the first rebalance."""
-        consumer = AIOKafkaConsumer(
+        consumer = Consumer(
             bootstrap_servers=self._bootstrap,
             client_id=self._client_id,
             group_id=self._group,
@@ -67,11 +68,8 @@ class KafkaTaskSource:
             **self._settings.member(),
         )
         try:
-            await asyncio.wait_for(consumer.start(), CONNECT_LIMIT_S)
-        except BaseException as error:
-            await consumer.stop()
-            if not isinstance(error, Exception):
-                raise
+            await consumer.start()
+        except Exception as error:
             raise translated(error, self._what()) from error
         self._failure, self._stopping = None, False
         self._assigned.clear()
@@ -111,14 +109,13 @@ class KafkaTaskSource:
         if self._consumer is None or not ours:
             return
         try:
-            async with asyncio.timeout(COMMIT_LIMIT_S):
-                await self._consumer.commit(ours)
+            await self._consumer.commit_within(COMMIT_LIMIT_S, ours)
         except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
             log.info("%s: somebody else has the partitions now: %s", self._what(), describe(error))
         except (kafka.KafkaError, TimeoutError) as error:
             raise translated(error, f"{self._what()}: commit") from error
 
-    async def _poll(self, consumer: AIOKafkaConsumer, limit: int) -> list[Record]:
+    async def _poll(self, consumer: Consumer, limit: int) -> list[Record]:
         epoch = self._epoch
         try:
             fetched = await consumer.getmany(timeout_ms=int(POLL_S * 1000), max_records=limit)
@@ -142,12 +139,12 @@ class KafkaTaskSource:
             for r in records
         ]
 
-    def _seek(self, consumer: AIOKafkaConsumer, tps: Iterable[TopicPartition]) -> None:
+    def _seek(self, consumer: Consumer, tps: Iterable[TopicPartition]) -> None:
         for tp in consumer.assignment() & set(tps):
             if tp in self._next:
                 consumer.seek(tp, self._next[tp])
 
-    async def _move_into_range(self, consumer: AIOKafkaConsumer, error: kafka.OffsetOutOfRangeError) -> None:
+    async def _move_into_range(self, consumer: Consumer, error: kafka.OffsetOutOfRangeError) -> None:
         """Tasks that retention took are dispatched again by the engine; the rest of the log is still to be done."""
         tps = [tp for tp in error.args[0] if tp in self._next]
         for tp, first in (await consumer.beginning_offsets(tps)).items():
@@ -157,7 +154,7 @@ class KafkaTaskSource:
 
     # -- rebalance, called by aiokafka ---------------------------------------
 
-    async def _on_rebalance(self, consumer: AIOKafkaConsumer, assigned: set[TopicPartition] | None) -> None:
+    async def _on_rebalance(self, consumer: Consumer, assigned: set[TopicPartition] | None) -> None:
         interval_s = self._settings.heartbeat_interval_ms / 1000
         try:
             async with self._busy, kept_alive(consumer, interval_s):
@@ -180,7 +177,7 @@ class KafkaTaskSource:
         finally:
             self._next = {}
 
-    async def _now_assigned(self, consumer: AIOKafkaConsumer, tps: set[TopicPartition]) -> None:
+    async def _now_assigned(self, consumer: Consumer, tps: set[TopicPartition]) -> None:
         ranges: dict[TP, AssignedRange] = {}
         if tps:
             first, end = await consumer.beginning_offsets(list(tps)), await consumer.end_offsets(list(tps))
@@ -196,7 +193,7 @@ class KafkaTaskSource:
 
     # -- watchdog ------------------------------------------------------------
 
-    async def _look_for_hang(self, consumer: AIOKafkaConsumer) -> None:
+    async def _look_for_hang(self, consumer: Consumer) -> None:
         """Only a fetch that waits can tell."""
         now_s = asyncio.get_running_loop().time()
         if now_s < self._next_look_s:
@@ -220,7 +217,7 @@ class KafkaTaskSource:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, source: KafkaTaskSource, consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, source: KafkaTaskSource, consumer: Consumer) -> None:
         self._source = source
         self._consumer = consumer
 
