@@ -23,6 +23,7 @@ from romancy_stream.errors import (
     PayloadError,
     RecordRefusedError,
     RomancyError,
+    StartRefusedError,
     UnknownWorkflowError,
     WorkflowCancelledError,
 )
@@ -102,7 +103,9 @@ def _rejection(outcome: Outcome) -> RomancyError:
         return InvalidInputError(message, told.get("errors", []))
     if reason == "instance_exists":
         return InstanceExistsError(message)
-    return UnknownWorkflowError(message)
+    if reason == "unknown_workflow":
+        return UnknownWorkflowError(message)
+    return StartRefusedError(f"{reason}: {message}")
 
 
 class BaseClient:

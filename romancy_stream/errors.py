@@ -9,6 +9,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     │   └── EmbeddedBrokerInUseError       another process holds the embedded broker
     ├── InvalidInputError                  the input does not fit the workflow's parameters
     ├── UnknownWorkflowError               nobody registered a workflow of that name
+    ├── StartRefusedError                  the engine could not take the start; see the dead letters
     ├── InstanceExistsError                on_conflict="fail" and the id is taken
     ├── InstanceNotFoundError              no instance has this id
     ├── InvalidPageTokenError              a page token was not made by this query
@@ -78,6 +79,10 @@ class InvalidInputError(RomancyError):
 
 class UnknownWorkflowError(RomancyError):
     code = "unknown_workflow"
+
+
+class StartRefusedError(RomancyError):
+    code = "start_refused"
 
 
 class InstanceExistsError(RomancyError):

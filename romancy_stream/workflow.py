@@ -257,7 +257,7 @@ class WorkflowContext:
 
     async def sleep_until(self, moment: datetime) -> None:
         """Durable. ValueError for a naive datetime; a moment in the past has passed already."""
-        if moment.utcoffset() is None:
+        if not isinstance(moment, datetime) or moment.utcoffset() is None:
             raise ValueError(f"sleep_until needs an aware datetime, {moment!r} has no time zone")
         await self._scope.start_timer((moment - EPOCH) // _US)
 

@@ -116,8 +116,8 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A start that was refused, durable under the instance id. `reason`: "invalid_input" | "unknown_workflow".
-    `errors` is a JSON list."""
+    """A start that was refused, durable under the instance id. `reason`: "invalid_input" | "unknown_workflow" |
+    "refused_by_database" | "kills_its_owner". `errors` is a JSON list."""
 
     instance_id: str
     part: int

@@ -20,7 +20,7 @@ from romancy_stream.engine.commit import ActivityKey, Commit
 from romancy_stream.engine.definitions import Registry
 from romancy_stream.engine.failure import exhausted, is_retryable, timed_out
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, TimerDue, Unpark
+from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, TimerDue, Unpark
 from romancy_stream.engine.instance import LiveInstance, deliver_late, replay
 from romancy_stream.engine.loop import StepTooLong, stepping_aside
 from romancy_stream.engine.projection import DEADLINE_TIMER, RETRY_TIMER, ActivityState
@@ -101,6 +101,8 @@ class EngineCore:
         return [i for i in wanted if i is not None and i not in self._cache and self.part_of(i) in self._owned]
 
     def _target(self, each: Input) -> str | None:
+        if isinstance(each, Refused):
+            each = each.received
         if not isinstance(each, Received):
             return each.instance_id
         event = each.event
@@ -154,6 +156,9 @@ class EngineCore:
         if isinstance(each, Received):
             batch.mark(each.record.partition)
             self._received(batch, each)
+        elif isinstance(each, Refused):
+            batch.mark(each.received.record.partition)
+            self._refused(batch, each)
         elif isinstance(each, TimerDue):
             self._timer(batch, each)
         else:
@@ -176,6 +181,20 @@ class EngineCore:
                 )
         else:
             self._starts.command(batch, received, event)
+
+    def _refused(self, batch: Batch, refused: Refused) -> None:
+        """Keeps the message, and tells those who would wait for it for ever: a starter gets a rejection, an instance
+        that loses a result is parked until somebody has looked at it."""
+        received, event = refused.received, refused.received.event
+        if not isinstance(event, WireEvent):
+            batch.dead_letter(received, refused.reason, refused.message, event.event_source, event.event_id)
+        elif event.type in (w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED):
+            batch.dead_letter(received, refused.reason, refused.message, event.source, event.id)
+            entry = self._cache.get(event.subject or "")
+            if entry is not None and entry.state.parked is None:
+                self._park(batch, entry, RuntimeError(f"{refused.reason}: {refused.message}"), [])
+        else:
+            self._starts.refuse(batch, received, event, refused.reason, refused.message)
 
     def _first_time(self, batch: Batch, received: Received, event: WireEvent) -> bool:
         """Messages from partition to partition come in the order of their positions, some of them twice."""

@@ -37,7 +37,16 @@ class Unpark:
     instance_id: str
 
 
-Input = Received | TimerDue | Unpark
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that the shell found to spoil its batch. `reason` is a short code, `message` says what happened."""
+
+    received: Received
+    reason: str
+    message: str
+
+
+Input = Received | TimerDue | Unpark | Refused
 
 
 @dataclass(frozen=True, slots=True)

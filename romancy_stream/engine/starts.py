@@ -104,6 +104,20 @@ class Starts:
         )
         self._core.begin(batch, started, part, arguments)
 
+    def refuse(self, batch: Batch, received: Received, event: WireEvent, reason: str, message: str) -> None:
+        """A message that cannot be dealt with, for a reason that is not its own."""
+        instance_id, workflow = self.instance_id(event), self._workflow(event)
+        part = received.record.partition
+        if (
+            instance_id is None
+            or workflow is None
+            or self._core.part_of(instance_id) != part
+            or self._core.exists(instance_id) is not None
+        ):
+            batch.dead_letter(received, reason, message, event.source, event.id)
+        else:
+            self._reject(batch, received, instance_id, workflow, event, reason, message, b"[]")
+
     def _reject(
         self,
         batch: Batch,

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine.commit import Commit, Mark
 from romancy_stream.engine.core import EngineCore
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Unpark
+from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, Unpark
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
@@ -22,7 +22,6 @@ from romancy_stream.runtime.suspects import Suspects
 from romancy_stream.store.database import seen
 from romancy_stream.store.port import PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
-from romancy_stream.wire.malformed import Malformed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -325,13 +324,10 @@ class Processor:
         log.error("set aside: %r", one, exc_info=error)
         reason = f"{type(error).__name__}: {error}"[:2_000].replace("\0", "\ufffd")
         if isinstance(one, Received):
-            source, event_id = getattr(one.event, "source", None), getattr(one.event, "id", None)
             code = "kills_its_owner" if isinstance(error, EngineError) else "refused_by_database"
-            spoiled = Malformed(code, reason).of(source, event_id)
-            inputs: list[Input] = [Received(one.record, spoiled)]
-            commit = await self._decide(inputs)
-        elif isinstance(one, Unpark):
-            return  # it stays parked
+            commit = await self._decide([Refused(one, code, reason)])
+        elif isinstance(one, Unpark | Refused):
+            return  # it stays parked; what was set aside is not looked at again
         else:
             self.core.load(await self._load([one.instance_id]))
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
@@ -343,6 +339,8 @@ def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
     """The next offset of each partition that the batch read from."""
     ends: dict[TP, int] = {}
     for each in inputs:
+        if isinstance(each, Refused):
+            each = each.received
         if isinstance(each, Received):
             ends[TP(each.record.topic, each.record.partition)] = each.record.offset + 1
     return [(topic, partition, end) for (topic, partition), end in ends.items()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from romancy_stream.engine.inputs import Input, Received
+from romancy_stream.engine.inputs import Input, Received, Refused
 from romancy_stream.store.port import PartitionSnapshot, Store
 
 STALLS: Final = 2
@@ -27,6 +27,8 @@ def name_of(one: Input) -> str:
 
 
 def part_of(one: Input) -> int:
+    if isinstance(one, Refused):
+        one = one.received
     return one.record.partition if isinstance(one, Received) else one.part
 
 

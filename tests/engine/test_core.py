@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from romancy_stream.activity import activity
+from romancy_stream.engine.inputs import Received, Refused
 from romancy_stream.errors import RetryExhaustedError, TerminalError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.workflow import WorkflowContext, workflow
 from tests.engine.world import START_US, World
@@ -519,3 +521,25 @@ def test_publishing_from_workflow_code_is_never_repeated() -> None:
     assert len({event.id for event in told}) == 2
     assert (told[1].source, told[1].subject) == ("/me", "you")
     assert [row.topic for row in world.outbox if row.topic == "elsewhere"] == ["elsewhere"]
+
+
+def test_a_message_that_is_set_aside_is_kept_and_nobody_waits_for_it_in_vain() -> None:
+    world = World(steps)
+    world.start("steps", 1)
+    world.step()
+    [task] = [row for row in world.outbox if ".tasks." in row.topic]
+    world.result(task, 2)
+    world.start("steps", 1, "other")
+    spoiled = [Refused(Received(each, decode(each)), "refused_by_database", "why") for each in world.pending]
+    world.pending = []
+    world.step(spoiled)
+    assert [letter.reason for letter in world.dead_letters] == ["refused_by_database"] * 2
+    assert world.rejections["other"].reason == "refused_by_database"
+    assert [event.type for event in world.events].count(w.REJECTED) == 1
+    assert world.instances["i"].parked == "refused_by_database: why"
+    world.answers = ANSWERS
+    world.restart()
+    world.result(task, 2)  # the dead letter, replayed
+    world.run()
+    assert world.output() == 8
+    world.check_projections()

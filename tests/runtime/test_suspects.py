@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from romancy_stream import App, WorkflowContext
+from romancy_stream import App, StartRefusedError, WorkflowContext
 from tests.support import eventually
 
 DEADLY = "deadly"
@@ -48,6 +48,8 @@ async def test_a_deadly_start_is_set_aside(deadly_first: bool, tmp_path: Path) -
         [letter] = await client.dead_letters()
         assert letter.reason == "kills_its_owner"
         assert await client.get_instance(DEADLY) is None
+        with pytest.raises(StartRefusedError, match="kills_its_owner"):
+            await client.handle(DEADLY).result(timeout=20)
         for name in ("a", "b"):
             instance = await client.get_instance(name)
             assert instance is not None
