@@ -137,7 +137,8 @@ class Parameters:
     # -- input of a workflow -------------------------------------------------------------------------------
     def encode_input(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes | None:
         """Data as `decode_input` takes it; None: no data. TypeError for a wrong call, PayloadError."""
-        arguments = self._bind(args, kwargs).arguments
+        fit = self._all_positional(args, kwargs)
+        arguments = dict(zip(self._positional, args, strict=False)) if fit else self._bind(args, kwargs).arguments
         codecs = self._get().codecs
         if len(codecs) > 1:
             parts = [b'"%s":%s' % (name.encode(), codecs[name].encode(value)) for name, value in arguments.items()]
@@ -204,7 +205,7 @@ class Parameters:
         """`{"args": [...], "kwargs": {...}}`, the same text however the caller split the arguments. TypeError for
         a wrong call, PayloadError."""
         codecs = self._get().codecs
-        if kwargs or not self._least <= len(args) <= len(self._positional):
+        if not self._all_positional(args, kwargs):
             bound = self._bind(args, kwargs)
             args, kwargs = bound.args, bound.kwargs
         by_position = b",".join(
@@ -229,11 +230,13 @@ class Parameters:
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             message = 'arguments are {"args": [...], "kwargs": {...}}'
             raise unfit(self.what, [{"loc": [], "type": "arguments", "msg": message}])
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise unfit(self.what, [{"loc": [], "type": "arguments", "msg": str(error)}]) from error
-        return len(args), frozenset(kwargs)
+        shape = len(args), frozenset(kwargs)
+        if shape not in self._shapes:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise unfit(self.what, [{"loc": [], "type": "arguments", "msg": str(error)}]) from error
+        return shape
 
     def _shape_adapter(self, count: int, names: frozenset[str]) -> TypeAdapter[Any]:
         """One per way of calling that was seen; `_shape_of` let only possible ones through."""
@@ -251,8 +254,12 @@ class Parameters:
 
     def check_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """TypeError, as Python has it, for a call that does not fit."""
-        if kwargs or not self._least <= len(args) <= len(self._positional):
+        if not self._all_positional(args, kwargs):
             self._bind(args, kwargs)
+
+    def _all_positional(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """The usual case of a call that fits, which needs no `_bind`."""
+        return not kwargs and self._least <= len(args) <= len(self._positional)
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
         try:
