@@ -46,6 +46,9 @@ CONCURRENCY: Final = 100
 """Attempts at a time. They mostly wait for other services; what they hold is little."""
 THREADS: Final = 20
 """Threads for plain `def` activities: as many as there are connections in the pool of the database."""
+UNREPORTED_LIMIT: Final = 1_000
+"""Attempts that have ended and whose results the broker has not acknowledged: they need no slot any more, and travel
+in larger batches than there are slots."""
 FETCH_LIMIT: Final = 500
 """Tasks of one fetch: beyond some hundred the cost of a fetch is spread thin enough."""
 TIDY_EVERY_S: Final = 0.5
@@ -134,6 +137,7 @@ class ActivityWorker:
         self._room = asyncio.Event()
         self._running: dict[tuple[ActivityKey, int], _Running] = {}
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
+        self._executing = 0  # those of them whose attempt has not ended
         self._leftovers: set[asyncio.Task[None]] = set()
         self._consumers: set[asyncio.Task[None]] = set()
         self._tidier: set[asyncio.Task[None]] = set()
@@ -242,7 +246,8 @@ class ActivityWorker:
         """Waits until an attempt can be started and its result can be sent; returns how many."""
         while True:
             await self._sender.ready.wait()
-            free = self._concurrency - len(self._waiting)
+            unreported = len(self._waiting) - self._executing
+            free = min(self._concurrency - self._executing, UNREPORTED_LIMIT - unreported)
             if free > 0:
                 return min(free, FETCH_LIMIT)
             self._room.clear()
@@ -285,6 +290,7 @@ class ActivityWorker:
             self._counts["doubled"] += 1
             return
         running = self._running[task.identity] = _Running([(progress, offset)])
+        self._executing += 1
         self._start(self._work(queue, task, running, found))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -299,9 +305,13 @@ class ActivityWorker:
     # -- one task ------------------------------------------------------------------------------------------------------
     async def _work(self, queue: _Queue, task: Task, running: _Running, found: RecordedResult | None) -> None:
         try:
-            async with self._slots:
-                outcome = await self._outcome(queue, task, running, found)
-                await self._report(task, outcome)
+            try:
+                async with self._slots:
+                    outcome = await self._outcome(queue, task, running, found)
+            finally:
+                self._executing -= 1
+                self._room.set()
+            await self._report(task, outcome)
         except asyncio.CancelledError:
             if not self._leaving:
                 raise RuntimeError(f"somebody cancelled the task of an attempt: {task}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from romancy_stream import ActivityContext, TerminalError, activity
 from romancy_stream.errors import ActivityContextError, BrokerUnavailableError, ConfigurationError
+from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.runtime.worker_messages import Message
 from romancy_stream.runtime.worker_sending import Sender
@@ -190,6 +192,38 @@ async def test_concurrency_has_its_limit_and_uses_it(sqlite_bench: Bench) -> Non
     await sqlite_bench.worker(together, concurrency=3)
     await sqlite_bench.results_of(9)
     assert most == 3
+
+
+async def test_results_on_their_way_take_no_slots_up_to_a_limit(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker takes everything and acknowledges nothing for a while."""
+    monkeypatch.setattr(worker_module, "UNREPORTED_LIMIT", 3)
+    send, go, ran = sqlite_bench.broker.send, asyncio.Event(), 0
+
+    async def later(future: asyncio.Future[int]) -> int:
+        await go.wait()
+        return await future
+
+    async def unanswered(records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
+        return [asyncio.ensure_future(later(future)) for future in await send(records)]
+
+    @activity
+    async def count() -> None:
+        nonlocal ran
+        ran += 1
+
+    for n in range(9):
+        await sqlite_bench.request("count", instance=f"i{n}")
+    monkeypatch.setattr(sqlite_bench.broker, "send", unanswered)
+    await sqlite_bench.worker(count, concurrency=2)
+    await eventually(lambda: ran >= 3)
+    for _ in range(100):
+        await asyncio.sleep(0)  # whatever it could start, it has started
+    assert ran <= 4  # the last two slots were free when there was room for one more
+    go.set()
+    await sqlite_bench.results_of(9)
+    assert ran == 9
 
 
 async def test_the_same_task_again_joins_the_one_under_way(sqlite_bench: Bench) -> None:
