@@ -151,6 +151,8 @@ class BaseClient:
     async def start(self, workflow: Workflow[..., Any], /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Returns when the command is durable in the broker. The same `instance_id` again is the same instance;
         with `on_conflict="fail"` it raises InstanceExistsError instead. PayloadError, TypeError for a wrong call."""
+        if not isinstance(workflow, Workflow):
+            raise TypeError(f"start takes a workflow, not {workflow!r}; for one known by its name use start_by_name")
         workflow, kwargs = _options(workflow, kwargs)
         data = workflow.encode(*args, **kwargs)
         options = workflow.options
@@ -329,13 +331,19 @@ class BaseClient:
         return None if row is None else DeadLetter.of(row)
 
     async def replay_dead_letter(self, dlq_id: str) -> None:
-        """Sends the record again, as it was, to the topic it came from. LookupError for an unknown id."""
+        """Sends the record again, as it was; a command that was handed on between partitions goes back to `commands`.
+        What still cannot be used becomes a new dead letter. LookupError for an unknown id."""
         row = await self._store.dead_letter(dlq_id)
         if row is None:
             raise LookupError(f"there is no dead letter {dlq_id!r}")
-        headers = [(name, value) for name, value in row.headers if value is not None]
-        record = OutRecord(row.topic, row.key or dlq_id.encode(), row.raw, headers)
-        [sent] = await self._broker.send([record])
+        # Where it was handed on from is known as taken in: with this mark it would count as a duplicate.
+        origin = f"ce_{w.X_ORIGIN}"
+        headers = [(name, value) for name, value in row.headers if value is not None and name.lower() != origin]
+        is_result = dict(headers).get("ce_type") in (w.ACTIVITY_COMPLETED.encode(), w.ACTIVITY_FAILED.encode())
+        topic = row.topic if is_result or row.topic != self.topics.results else self.topics.commands
+        if row.event_source is not None and row.event_id is not None:
+            await self._store.forget_rejection(row.event_source, row.event_id)
+        [sent] = await self._broker.send([OutRecord(topic, row.key or dlq_id.encode(), row.raw, headers)])
         await sent
         await self._store.mark_replayed(dlq_id, await self._store.now_us())
 

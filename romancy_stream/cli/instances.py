@@ -24,6 +24,7 @@ from romancy_stream.client import BaseClient, Handle
 from romancy_stream.errors import InstanceNotFoundError, InvalidInputError, PayloadError, UnknownWorkflowError
 from romancy_stream.instances import ActivityView, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.store.port import InstanceQuery
+from romancy_stream.wire.event import RESERVED_PREFIX
 from romancy_stream.workflow import Workflow
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance id.", show_default=False)]
@@ -108,10 +109,19 @@ async def _result(handle: Handle[Any], workflow: Workflow[Any, Any], timeout: fl
     try:
         result = await handle.result(timeout)
     except TimeoutError:
-        raise Refused(
-            f"instance {handle.instance_id} has not ended within {timeout:g} s; it goes on, see `romancy get`"
-        ) from None
+        raise Refused(await _unfinished(handle, timeout)) from None
     return workflow.parameters.result.encode(result).decode()
+
+
+async def _unfinished(handle: Handle[Any], timeout: float | None) -> str:
+    told = f"instance {handle.instance_id} has not ended within {timeout:g} s"
+    try:
+        instance = await handle.get()
+    except InstanceNotFoundError:
+        return f"{told}: no engine has taken the start yet. Is a `romancy worker` running for this app?"
+    if instance.parked is not None:
+        return f"{told}: it is parked: {instance.parked}"
+    return f"{told}; it goes on, see `romancy get`"
 
 
 @asynccontextmanager
@@ -135,6 +145,11 @@ def send(
     """Send a CloudEvent to the app; prints its id when it is durable."""
     value = None if data is None else _json_option("--data", data)
     print(run(_send(app, type, value, subject, source, event_id)))
+    workflow = app.registry.workflows.get(type)
+    if not type.startswith(RESERVED_PREFIX) and (workflow is None or not workflow.event_handler):
+        output.note(
+            f"no workflow of this app is an event_handler of type {type!r}: the event will be counted and dropped"
+        )
 
 
 async def _send(app: App, type: str, data: Any, subject: str | None, source: str | None, event_id: str | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Final, Literal
 
 import typer
+from sqlalchemy import make_url
 
 from romancy_stream.app import App
 from romancy_stream.cli import output, setup
@@ -157,6 +158,7 @@ class Process:
         await leaving.enter_async_context(running)
         served = ", ".join(self._queues or self._app.queues)
         log.info("app %s runs as %s, queues: %s", self._app.namespace, " and ".join(self._roles), served)
+        log.info("broker %s, database %s", self._app.broker_url, make_url(self._app.database_url).render_as_string())
 
     async def _until_stopped(self) -> None:
         stopped = asyncio.create_task(self._stop.wait())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
+from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import Commit, Mark
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, Unpark
@@ -42,6 +43,14 @@ SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
 """Acknowledged outbox rows that no further batch takes up are deleted after this long."""
+REPORTED: Final = {
+    h.WORKFLOW_PARKED: logging.ERROR,
+    h.WORKFLOW_FAILED: logging.WARNING,
+    h.ACTIVITY_FAILED: logging.WARNING,
+    h.ACTIVITY_ATTEMPT_FAILED: logging.INFO,
+}
+REPORTED_BYTES: Final = 300
+"""Of an error: its class and message stand first."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -239,6 +248,7 @@ class Processor:
     def _published(self, commit: Commit) -> None:
         self._relay.post(commit.outbox)
         self._on_commit(commit)
+        _report(commit)
         self._hints.update({TP(topic, part): offset for topic, part, offset in commit.offsets})
         if commit.timers or commit.outbox:
             self._timers_changed.set()
@@ -333,6 +343,18 @@ class Processor:
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)
+
+
+def _report(commit: Commit) -> None:
+    """What somebody who looks at the log of a worker wants to know first."""
+    for letter in commit.dead_letters:
+        place = f"{letter.topic}/{letter.partition}/{letter.offset}"
+        log.warning("dead letter %s, %s: %s", place, letter.reason, letter.message)
+    for event in commit.history:
+        level = REPORTED.get(event.kind)
+        if level is not None and log.isEnabledFor(level):
+            what = event.attrs.get("message") or (event.payload or b"")[:REPORTED_BYTES].decode("utf-8", "replace")
+            log.log(level, "%s: %s %s: %s", event.instance_id, event.kind, event.ref or "", what)
 
 
 def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:

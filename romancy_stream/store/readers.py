@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Column, ColumnElement, Select, TextClause, func, literal, or_, select, tuple_, update
+from sqlalchemy import Column, ColumnElement, Select, TextClause, delete, func, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow
@@ -133,6 +133,13 @@ class Readers(Projections):
             return
         async with self.db.writing("mark dead letter") as connection:
             await connection.execute(update(tables.dead_letters).where(*_is_dead_letter(key)).values(replayed_us=at_us))
+
+    async def forget_rejection(self, event_source: str, event_id: str) -> None:
+        rejected = tables.rejections.c
+        async with self.db.writing("forget a rejection") as connection:
+            await connection.execute(
+                delete(tables.rejections).where(rejected.event_source == event_source, rejected.event_id == event_id)
+            )
 
     async def _read(self, doing: str, found: Select[Any]) -> Sequence[selects.Row]:
         async with self.db.reading(doing) as connection:

@@ -417,3 +417,42 @@ async def test_an_app_can_be_entered_again(make_app: MakeApp) -> None:
         async with app:
             handle = await app.start(echo, value)
             assert await handle.result(timeout=PATIENCE_S) == value
+
+
+async def test_a_dead_letter_that_is_replayed_starts_what_it_should_or_becomes_another(make_app: MakeApp) -> None:
+    """Also one that was handed on from partition to partition, as those of producers without keys are."""
+    first = make_app()
+
+    @first.workflow(name="known", event_handler=True)
+    async def wrong(ctx: WorkflowContext, value: int) -> int:
+        return value
+
+    async with first:
+        for number in range(4):
+            await first.send_event(type="known", data="text", source="/shop", id=f"e{number}")
+
+        async def all_dead(count: int) -> bool:
+            return len(await first.dead_letters()) == count
+
+        await eventually(lambda: all_dead(4), deadline_s=PATIENCE_S)
+        assert {letter.dlq_id.split("/")[0] for letter in await first.dead_letters()} & {first.topics.results}
+        for letter in await first.dead_letters():
+            await first.replay_dead_letter(letter.dlq_id)
+        await eventually(lambda: all_dead(8), deadline_s=PATIENCE_S)
+
+    second = make_app()
+
+    @second.workflow(name="known", event_handler=True)
+    async def mended(ctx: WorkflowContext, value: str) -> str:
+        return value
+
+    async with second:
+        for letter in await second.dead_letters():
+            if letter.replayed_at is None:
+                await second.replay_dead_letter(letter.dlq_id)
+
+        async def all_done() -> bool:
+            page = await second.list_instances(status="completed")
+            return [each.output for each in page.instances] == ["text"] * 4
+
+        await eventually(all_done, deadline_s=PATIENCE_S)
