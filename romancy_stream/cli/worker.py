@@ -27,10 +27,10 @@ from romancy_stream.runtime.node import ROLES, Role
 UVLOOP_BELOW: Final = (3, 14)
 """uvloop is used by itself where our tests ran with it; `--loop uvloop` asks for it elsewhere."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-GC_THRESHOLDS: Final = (50_000, 20, 20)
-"""Of Python's cycle collector, per generation. Live workflows are some 50 objects each that its usual settings walk
-again and again, for a quarter of the engine's time; what the engine drops needs no collector, so this one is for what
-the user's code and libraries leave in cycles. 50,000 objects are about 10 MB."""
+GC_THRESHOLDS: Final = (200_000, 10, 10)
+"""Of Python's cycle collector, per generation. A live workflow is some 50 objects and a batch is 150,000, which its
+usual settings walk again and again, for a third of the engine's time. What the engine drops needs no collector, so
+this one is for what the user's code and libraries leave in cycles: 200,000 objects are about 40 MB."""
 
 log = logging.getLogger("romancy_stream.worker")
 
