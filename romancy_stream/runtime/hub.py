@@ -18,7 +18,7 @@ import orjson
 
 from romancy_stream.broker.port import Broker, Record, Tail
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
-from romancy_stream.errors import StoreUnavailableError
+from romancy_stream.errors import BrokerUnavailableError, StoreUnavailableError
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
@@ -28,7 +28,7 @@ from romancy_stream.wire.event import Topics, WireEvent
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = (0.1, 5.0)
-"""First and longest pause while the database is away."""
+"""First and longest pause while the database or the broker is away."""
 LOOKED_FOR_AT_ONCE: Final = 1_000
 """Ids in one question to the database: one round trip, and an answer of some 500 KB."""
 
@@ -76,6 +76,7 @@ class ResultHub:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
         if self._listening is not None:
+            self._listening.cancel()  # does nothing where it listens already
             await asyncio.gather(self._listening, return_exceptions=True)
             await self._tail.stop()
         for waiters in self._waiters.values():
@@ -153,12 +154,23 @@ class ResultHub:
 
     async def _listen(self) -> None:
         if self._listening is None:
-            self._listening = asyncio.create_task(self._tail.start(), name="romancy-results-tail")
+            self._listening = asyncio.create_task(self._start_tail(), name="romancy-results-tail")
         try:
             await asyncio.shield(self._listening)
         except Exception:
             self._listening = None  # the next waiter tries again
             raise
+
+    async def _start_tail(self) -> None:
+        """As long as it takes: who waits for a result for a minute can wait for the broker too."""
+        pause_s = LOOK_AGAIN_S[0]
+        while True:
+            try:
+                return await self._tail.start()
+            except BrokerUnavailableError as error:
+                log.warning("cannot listen for results, trying again: %s", error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
 
     async def _on_records(self, records: Sequence[Record]) -> None:
         if self._waiters:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from romancy_stream import Client, Handle
 from tests.chaos.processes import PrivateServers, Process
-from tests.chaos.program import PARTITIONS, plan
+from tests.chaos.program import PARTITIONS, output, plan
 from tests.chaos.scene import SESSION, scene, start_all
 from tests.support import eventually, fresh_mariadb, fresh_postgres
 
@@ -97,23 +98,32 @@ async def test_mariadb_is_killed_and_stays_away_for_a_while(
 async def test_kafka_is_killed(
     namespace: str, private_kafka: str, postgres_db: str, private_servers: PrivateServers, tmp_path: Path
 ) -> None:
-    """Who waits for results in a process that works, or in one that does not, waits on."""
+    """Who waits for a result waits on, and who begins to wait meanwhile does not hear of the outage."""
     work = list(plan(60))
     async with scene(namespace, private_kafka, postgres_db, tmp_path) as stage:
         first, second = stage.processes.worker("first"), stage.processes.worker("second")
         await stage.share(first, second)
-        async with stage.app.client() as client, asyncio.TaskGroup() as starting:
-            starting.create_task(start_all(client, work))
-            waiting: list[asyncio.Task[int]] = [
-                starting.create_task(client.handle(each).result(timeout=60)) for each, *_ in work
-            ]
+        async with (
+            stage.app.client() as client,
+            stage.app.client() as late,
+            asyncio.TaskGroup() as working,
+        ):
+            working.create_task(start_all(client, work))
+            waiting = [working.create_task(result(client, each)) for each in work]
             await stage.completed(20)
             private_servers.kill("kafka")
+            waiting += [working.create_task(result(late, each)) for each in work[-10:]]
+            await eventually(lambda: first.count("NodeNotReadyError"), deadline_s=OUTAGE_S)
             await private_servers.restart("kafka")
-            await asyncio.wait(waiting)
+            assert [await each for each in waiting] == [output(*each[1:]) for each in work + work[-10:]]
         await stage.finish(work)
         check_log(first)
         check_log(second)
+
+
+async def result(client: Client, each: tuple[str, str, int]) -> int:
+    handle: Handle[int] = client.handle(each[0])
+    return await handle.result(timeout=OUTAGE_S)
 
 
 @pytest.mark.kafka
