@@ -11,7 +11,7 @@ LINTED := . tools/services
 TYPED_TOOLS := tools/_services benchmarks tests/support tests/conftest.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint types test demo bench services stop clean
+.PHONY: help venv check lint types test pythons demo bench services stop clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,12 @@ types: venv ## mypy
 
 check: lint types ## lint and types, no tests
 
-test: check ## lint, types and the whole test suite, on real servers
+test: check pythons ## lint, types and the whole test suite, on real servers
 	-tools/services fetch
 	$(BIN)/python -m pytest
+
+pythons: venv ## the core, the API and the embedded path on every other supported Python that is there
+	tools/pythons
 
 demo: venv ## see it work: examples/demo.py
 	$(BIN)/python examples/demo.py
@@ -62,4 +65,4 @@ stop: ## stop them
 
 clean: ## forget the environment, the servers' data and all caches
 	tools/services stop --clean
-	rm -rf $(VENV) .services .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-* .services .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -36,22 +36,26 @@ class Sweeper:
         self._now.set()
 
     async def run(self) -> None:
-        """For ever. An idle engine, with no instance open, asks the database nothing."""
+        """For ever. An engine that has long been idle, with no instance open, asks the database nothing."""
+        loop = asyncio.get_running_loop()
+        new_until_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_EVERY_S):
                     await self._now.wait()
-            fresh = self._now.is_set()
-            self._now.clear()
-            if self._core.owned and (fresh or self._core.cached):
+            if self._now.is_set():
+                # What was open at the takeover is not in memory, and orphans show themselves only with time.
+                new_until_s = loop.time() + OWN_TIME_S + 2 * SWEEP_EVERY_S
+                self._now.clear()
+            if self._core.owned and (self._core.cached or loop.time() < new_until_s):
                 try:
                     await self.sweep()
                 except (StoreUnavailableError, BrokerUnavailableError) as error:
                     log.warning("orphaned results stay where they are for now: %s", error)
 
-    async def sweep(self, older_than_s: float = OWN_TIME_S) -> int:
+    async def sweep(self) -> int:
         """Returns the number of rows sent."""
-        older_than_us = await finished(self._store.now_us()) - round(older_than_s * 1_000_000)
+        older_than_us = await finished(self._store.now_us()) - round(OWN_TIME_S * 1_000_000)
         sent = 0
         while True:
             rows = await finished(self._store.worker_outbox(sorted(self._core.owned), older_than_us, ROWS_AT_ONCE))
