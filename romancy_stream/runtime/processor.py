@@ -205,10 +205,19 @@ class Processor:
                 await self._set_aside(one, EngineError("the owner of its partition died while processing it"))
             else:
                 await self._answer(self._suspects.touch(one))
-                await self._step([one])
+                await self._alone(one)
             await self._answer(self._suspects.survived(one))
         if rest or not careful:
             await self._step(rest)
+
+    async def _alone(self, one: Input) -> None:
+        try:
+            await self._step([one])
+        except (EngineError, StoreUnavailableError):
+            # Whatever that was, nobody died of it: a lock in the way, however often, makes nobody guilty.
+            with contextlib.suppress(StoreUnavailableError):
+                await self._answer(self._suspects.acquit(one))
+            raise
 
     async def _step(self, inputs: Sequence[Input]) -> None:
         """Call it with the lock held."""

@@ -75,6 +75,11 @@ class Suspects:
         part = part_of(one)
         await self._store.mark_suspect(part, self._epoch[part], f"{self._ends(one) + 1} {name_of(one)}")
 
+    async def acquit(self, one: Input) -> None:
+        """It could not be processed, and its owner lives."""
+        part = part_of(one)
+        await self._store.mark_suspect(part, self._epoch[part], None)
+
     async def survived(self, one: Input) -> None:
         part = part_of(one)
         if part not in self._left:
