@@ -23,9 +23,11 @@ CREATE_NOTES = "CREATE TABLE notes (instance VARCHAR(100) NOT NULL, attempt INTE
 KINDS = ("steps", "writing", "retrying", "sleeping")
 
 
-def program(name: str | None = None, *, broker: str | None = None, database: str | None = None) -> App:
+def program(
+    name: str | None = None, *, broker: str | None = None, database: str | None = None, kind: type[App] = App
+) -> App:
     """Without arguments: what ROMANCY_NAMESPACE, ROMANCY_BROKER and ROMANCY_DATABASE say."""
-    app = App(name, broker=broker, database=database, partitions=PARTITIONS)
+    app = kind(name, broker=broker, database=database, partitions=PARTITIONS)
 
     @app.activity
     async def add(number: int) -> int:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from romancy_stream import App, Client
+from romancy_stream import App
+from romancy_stream.client import BaseClient
 from tests.chaos.checks import Plan, Tables, at_least, check, nothing_left_to_send, tables
 from tests.chaos.processes import Process, Processes
 from tests.chaos.program import PACE_S, PARTITIONS, program
@@ -68,7 +69,7 @@ async def scene(name: str, broker: str, database: str, folder: Path) -> AsyncIte
         processes.end_anyway()
 
 
-async def start_all(client: Client, plan: Plan) -> None:
+async def start_all(client: BaseClient, plan: Plan) -> None:
     for instance_id, kind, number in plan:
         await client.start_by_name(kind, number, instance_id=instance_id)
         await asyncio.sleep(PACE_S)
