@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from romancy_stream.broker.port import Broker
@@ -23,6 +24,10 @@ OWN_TIME_S: Final = 10.0
 both by their ids."""
 SWEEP_EVERY_S: Final = 15.0
 ROWS_AT_ONCE: Final = 1_000
+REFUSED_LIMIT: Final = 20_000
+"""Refused rows that a sweep passes by before it gives up; they are read again for each page behind them."""
+
+Key = tuple[str, int]  # incarnation, seq
 
 
 class Sweeper:
@@ -36,48 +41,59 @@ class Sweeper:
         self._now.set()
 
     async def run(self) -> None:
-        """For ever. An engine that has long been idle, with no instance open, asks the database nothing."""
-        loop = asyncio.get_running_loop()
-        new_until_s = 0.0
+        """For ever. An idle engine, with no instance open, asks the database nothing, but for a second look after a
+        takeover: what its predecessor left may have been too young for the first."""
+        look_again = False
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_EVERY_S):
                     await self._now.wait()
-            if self._now.is_set():
-                # What was open at the takeover is not in memory, and orphans show themselves only with time.
-                new_until_s = loop.time() + OWN_TIME_S + 2 * SWEEP_EVERY_S
-                self._now.clear()
-            if self._core.owned and (self._core.cached or loop.time() < new_until_s):
+            fresh = self._now.is_set()
+            self._now.clear()
+            if self._core.owned and (fresh or look_again or self._core.cached):
                 try:
                     await self.sweep()
                 except (StoreUnavailableError, BrokerUnavailableError) as error:
                     log.warning("orphaned results stay where they are for now: %s", error)
+            look_again = fresh
 
-    async def sweep(self) -> int:
-        """Returns the number of rows sent."""
-        older_than_us = await finished(self._store.now_us()) - round(OWN_TIME_S * 1_000_000)
+    async def sweep(self, older_than_s: float = OWN_TIME_S) -> int:
+        """Returns the number of rows sent. What the broker refuses is left, and passed by."""
+        older_than_us = await finished(self._store.now_us()) - round(older_than_s * 1_000_000)
         sent = 0
-        while True:
-            rows = await finished(self._store.worker_outbox(sorted(self._core.owned), older_than_us, ROWS_AT_ONCE))
-            done = await self._send(rows)
+        refused: set[Key] = set()
+        while len(refused) < REFUSED_LIMIT:
+            limit = ROWS_AT_ONCE + len(refused)
+            found = await finished(self._store.worker_outbox(sorted(self._core.owned), older_than_us, limit))
+            done = await self._send([row for row in found if _key(row) not in refused], refused)
             await finished(self._store.delete_worker_outbox(done))
             sent += len(done)
-            if len(rows) < ROWS_AT_ONCE or not done:
-                return sent
+            if len(found) < limit:
+                break
+        if refused:
+            log.error("%d orphaned messages stay, the broker refuses them", len(refused))
+        return sent
 
-    async def _send(self, rows: list[WorkerOutboxRow]) -> list[tuple[str, int]]:
+    async def _send(self, rows: Sequence[WorkerOutboxRow], refused: set[Key]) -> list[Key]:
+        """Those that were acknowledged."""
+        ordered = sorted(rows, key=_key)
         records = [
             OutRecord(row.topic, row.key.encode(), row.value, [(name, value.encode()) for name, value in row.headers])
-            for row in sorted(rows, key=lambda row: (row.incarnation, row.seq))
+            for row in ordered
         ]
         futures = await self._broker.send(records)
         answers = await asyncio.gather(*futures, return_exceptions=True)
         done = []
-        for row, answer in zip(sorted(rows, key=lambda row: (row.incarnation, row.seq)), answers, strict=True):
+        for row, answer in zip(ordered, answers, strict=True):
             if isinstance(answer, RecordRefusedError):
                 log.error("the broker refuses worker outbox row %s/%d: %s", row.incarnation, row.seq, answer)
+                refused.add(_key(row))
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                done.append((row.incarnation, row.seq))
+                done.append(_key(row))
         return done
+
+
+def _key(row: WorkerOutboxRow) -> Key:
+    return row.incarnation, row.seq

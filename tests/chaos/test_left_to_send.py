@@ -129,3 +129,30 @@ async def test_what_a_dead_worker_left_is_sent_by_the_owner_of_the_partition(
             for instance_id, _, number in work:
                 assert await app.handle(instance_id).result(timeout=PATIENCE_S) == number + 1
         await check(app, looking, work)
+
+
+async def test_refused_rows_are_passed_by(namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, what lies behind them is sent."""
+    monkeypatch.setattr("romancy_stream.runtime.sweeper.ROWS_AT_ONCE", 2)
+    app = teller(namespace, f"embedded://{tmp_path / 'log'}", f"sqlite:///{tmp_path / 'state.db'}")
+    missing = f"{namespace}.missing"
+    async with tables(app) as looking, app:
+        for number in range(7):
+            await app.start_by_name("asking", missing, instance_id=f"asks-{number}")
+        for number in range(7):
+            await app.handle(f"asks-{number}").result(timeout=PATIENCE_S)
+        await eventually(partial(rows_left, looking, 7), deadline_s=PATIENCE_S)
+        behind = "UPDATE romancy_worker_outbox SET topic = :topic WHERE seq IN (SELECT seq FROM romancy_worker_outbox "
+        await looking.execute(behind + "ORDER BY at_us DESC, seq DESC LIMIT 3)", topic=app.topics.events)
+        await looking.execute("UPDATE romancy_worker_outbox SET at_us = at_us - 60000000")
+        assert app._node is not None
+        assert app._node.engine is not None
+        assert await app._node.engine._sweeper.sweep() == 3
+        assert len(await looking.rows("SELECT * FROM romancy_worker_outbox")) == 4
+        await app._broker.create_topics([TopicSpec(missing, 1)])
+        assert await app._node.engine._sweeper.sweep() == 4
+        assert await looking.rows("SELECT * FROM romancy_worker_outbox") == []
+
+
+async def rows_left(looking: Tables, count: int) -> bool:
+    return len(await looking.rows("SELECT * FROM romancy_worker_outbox")) == count
