@@ -408,8 +408,11 @@ async def kept_busy(app: App) -> AsyncIterator[list[str]]:
                 ids.append(f"b-{number}")
             await asyncio.gather(*(handle.result(timeout=60) for handle in handles))
 
+    async def begun() -> bool:
+        return bool((await app.list_instances(limit=1)).instances)
+
     feeding = asyncio.create_task(feed())
-    await eventually(lambda: ids, deadline_s=30)
+    await eventually(begun, deadline_s=30)
     try:
         yield ids
     finally:
