@@ -57,9 +57,10 @@ class Sweeper:
                     log.warning("orphaned results stay where they are for now: %s", error)
             look_again = fresh
 
-    async def sweep(self, older_than_s: float = OWN_TIME_S) -> int:
-        """Returns the number of rows sent. What the broker refuses is left, and passed by."""
-        older_than_us = await finished(self._store.now_us()) - round(older_than_s * 1_000_000)
+    async def sweep(self, older_than_s: float | None = None) -> int:
+        """Of rows older than OWN_TIME_S, or than that. Returns the number of rows sent. What the broker refuses is left, and passed by."""
+        age_s = OWN_TIME_S if older_than_s is None else older_than_s
+        older_than_us = await finished(self._store.now_us()) - round(age_s * 1_000_000)
         sent = 0
         refused: set[Key] = set()
         while len(refused) < REFUSED_LIMIT:

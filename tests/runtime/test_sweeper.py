@@ -58,8 +58,8 @@ async def test_orphaned_results_are_sent_by_the_owner_of_the_partition(
 
             await eventually(committed, deadline_s=PATIENCE_S)
 
-    monkeypatch.setattr("romancy_stream.runtime.sweeper.OWN_TIME_S", 1.0)  # not over at the takeover
-    monkeypatch.setattr("romancy_stream.runtime.sweeper.SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr("romancy_stream.runtime.sweeper.OWN_TIME_S", 1.5)  # not over at the takeover
+    monkeypatch.setattr("romancy_stream.runtime.sweeper.SWEEP_EVERY_S", 2.0)
     async with app.running(roles=["engine"]):  # no worker: nobody else can send it
         assert await app.handle("i").result(timeout=PATIENCE_S) == "a"
 
