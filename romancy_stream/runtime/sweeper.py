@@ -58,7 +58,8 @@ class Sweeper:
             look_again = fresh
 
     async def sweep(self, older_than_s: float | None = None) -> int:
-        """Of rows older than OWN_TIME_S, or than that. Returns the number of rows sent. What the broker refuses is left, and passed by."""
+        """Rows older than OWN_TIME_S, or than that; returns how many were sent. What the broker refuses is left, and
+        passed by."""
         age_s = OWN_TIME_S if older_than_s is None else older_than_s
         older_than_us = await finished(self._store.now_us()) - round(age_s * 1_000_000)
         sent = 0
