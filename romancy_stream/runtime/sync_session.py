@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -137,10 +137,10 @@ class DaemonThreads(Executor):
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._name = name
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._jobs: deque[Callable[[], Callable[[], object]]] = deque()
+        self._changed = threading.Condition()  # guards all that follows
         self._threads = 0
-        self._idle = 0
+        self._idle = 0  # of them: those that take a job from the queue, or are on their way to it
         self._started = 0
         self._abandoned = 0
         self._closed = False
@@ -153,58 +153,81 @@ class DaemonThreads(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
         job = partial(_run, future, partial(fn, *args, **kwargs))
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise RuntimeError("the thread pool is closed")
-            self._jobs.put(job)
-            if self._idle:
-                self._idle -= 1
-            else:
-                self._grow()
+            self._jobs.append(job)
+            self._grow()
+            self._changed.notify()
         return future
 
     def _grow(self) -> None:
-        if self._threads < self._limit + min(self._abandoned, self._limit):
+        """A thread for a job that no idle one will take, if there may be one more."""
+        if len(self._jobs) > self._idle and self._threads < self._allowed:
             self._threads += 1
+            self._idle += 1
             self._started += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
 
+    @property
+    def _allowed(self) -> int:
+        return self._limit + min(self._abandoned, self._limit)
+
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            del job  # not kept alive, with all it refers to, until the next one comes
-            with self._lock:
-                if self._threads > self._limit + min(self._abandoned, self._limit):
-                    break
-                self._idle += 1
-        with self._lock:
+        staying = True
+        while staying and (job := self._next_job()) is not None:
+            settle = job()
+            # Idle before anybody knows the result: who waited for it and submits the next job finds this thread.
+            staying = self._is_free()
+            settle()
+            del job, settle  # not kept alive, with all they refer to, until the next one comes
+
+    def _next_job(self) -> Callable[[], Callable[[], object]] | None:
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            self._idle -= 1
+            if self._jobs:
+                return self._jobs.popleft()
             self._threads -= 1
+            return None
+
+    def _is_free(self) -> bool:
+        """False when there are too many of us, since an abandoned thread returned: then this one ends."""
+        with self._changed:
+            staying = self._threads <= self._allowed
+            if staying:
+                self._idle += 1
+            else:
+                self._threads -= 1
+            return staying
 
     def abandon(self) -> None:
-        with self._lock:
+        with self._changed:
             self._abandoned += 1
-            if not self._idle:
-                self._grow()
+            self._grow()
 
     def returned(self) -> None:
         """An abandoned thread has come to its end after all."""
-        with self._lock:
+        with self._changed:
             self._abandoned -= 1
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """Never waits; see above. What is queued is still done."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            for _ in range(self._threads):
-                self._jobs.put(None)
+            self._changed.notify_all()
 
 
-def _run(future: Future[T], call: Callable[[], T]) -> None:
+def _run(future: Future[T], call: Callable[[], T]) -> Callable[[], object]:
+    """Returns what tells the future of the outcome."""
     if not future.set_running_or_notify_cancel():
-        return
+        return _nobody_waits
     try:
-        result = call()
+        return partial(future.set_result, call())
     except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+        return partial(future.set_exception, error)
+
+
+def _nobody_waits() -> None:
+    """The future was cancelled before its job began."""

@@ -236,6 +236,21 @@ async def test_the_pool_has_its_limit_and_gives_a_thread_for_each_that_is_given_
 
 async def test_an_idle_thread_is_used_again() -> None:
     threads = DaemonThreads(5, "pool")
-    names = {await asyncio.wrap_future(threads.submit(lambda: threading.current_thread().name)) for _ in range(10)}
+    names = {await asyncio.wrap_future(threads.submit(lambda: threading.current_thread().name)) for _ in range(100)}
     threads.shutdown()
-    assert len(names) <= 2  # the second one, where the first had not come back yet
+    assert len(names) == 1
+
+
+async def test_a_thread_that_took_a_job_from_the_queue_is_not_idle() -> None:
+    """It hangs and is given up: the next job must not wait for it."""
+    threads, go, hang = DaemonThreads(1, "pool"), threading.Event(), threading.Event()
+    first, hanging = threads.submit(go.wait, 30), threads.submit(hang.wait, 30)
+    go.set()
+    assert await asyncio.wrap_future(first)
+    await eventually(hanging.running)
+    threads.abandon()
+    assert await asyncio.wait_for(asyncio.wrap_future(threads.submit(lambda: "done")), 10) == "done"
+    hang.set()
+    assert await asyncio.wrap_future(hanging)
+    threads.returned()
+    threads.shutdown()
