@@ -15,9 +15,14 @@ from romancy_stream.wire.value import value
 
 RUNNING: Final = "running"
 WAITING_FOR_TIMER: Final = "waiting_for_timer"
+WAITING_FOR_EVENT: Final = "waiting_for_event"
+WAITING_FOR_MESSAGE: Final = "waiting_for_message"
+COMPENSATING: Final = "compensating"
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
-FINISHED: Final = frozenset({COMPLETED, FAILED, "cancelled"})
+CANCELLED: Final = "cancelled"
+RECURRED: Final = "recurred"
+FINISHED: Final = frozenset({COMPLETED, FAILED, CANCELLED})
 
 SCHEDULED: Final = "scheduled"
 BACKING_OFF: Final = "backing_off"
@@ -37,7 +42,9 @@ class Mark:
 
 @value
 class InstanceRow:
-    """Projection of one instance. `seq` is its last history event; `parked` why it is halted, or None."""
+    """Projection of one instance. `seq` is its last history event; `parked` why it is halted, or None; `waiting_for`
+    a JSON list of texts such as "event payment.completed", None when it waits for no such thing; `parent_id` the
+    instance that started it as a child; `version` of its workflow's code, None for a workflow without versions."""
 
     instance_id: str
     run: int
@@ -54,6 +61,9 @@ class InstanceRow:
     parked: str | None
     event_source: str
     event_id: str
+    parent_id: str | None = None
+    waiting_for: bytes | None = None
+    version: str | None = None
 
 
 @value
@@ -130,6 +140,62 @@ class Rejection:
     at_us: int
 
 
+# -- entities: what lives on the partition of its own name, where those who wait and those who send meet ---------------
+@value
+class EntityRow:
+    """`entity` is its name, at most ENTITY_CHARS; `kind` "event" | "channel" | "group" | "slots" | "rate"; `head` small
+    JSON, what the kind keeps beside members and items."""
+
+    entity: str
+    part: int
+    kind: str
+    head: bytes
+    updated_us: int
+
+
+@value
+class MemberRow:
+    """An instance that waits at, subscribes to or holds something of an entity. `seq` rises in the order of joining;
+    `attrs` is small JSON."""
+
+    entity: str
+    instance_id: str
+    ref: str
+    run: int
+    seq: int
+    attrs: bytes
+
+
+@value
+class ItemRow:
+    """Something an entity keeps until it is delivered: a buffered event, a message. `attrs` is small JSON, `payload`
+    the data; `expires_us` None: for ever."""
+
+    entity: str
+    seq: int
+    part: int
+    at_us: int
+    expires_us: int | None
+    attrs: bytes
+    payload: bytes | None
+
+
+ENTITY_CHARS: Final = 220
+"""Three key columns of an index together have 3,072 bytes on MySQL, 4 to a character."""
+
+
+@value
+class Tombstone:
+    """What is left of a deleted instance: enough to know the event that started it, and never to use a run again."""
+
+    instance_id: str
+    part: int
+    run: int
+    event_source: str
+    event_id: str
+    at_us: int
+
+
 @dataclass(slots=True)
 class Commit:
     """Everything of one batch, for all partitions it touched."""
@@ -149,6 +215,15 @@ class Commit:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)  # upsert by instance_id
     rejections_gone: list[str] = field(default_factory=list)  # instance_id: started after all
+    closed: list[ActivityKey] = field(default_factory=list)  # claimed for the engine where no worker was first
+    intake: list[tuple[int, str, int]] = field(default_factory=list)  # part, digest of (scope, source, id), at_us
+    entities: list[EntityRow] = field(default_factory=list)  # upsert
+    entities_gone: list[str] = field(default_factory=list)
+    members: list[MemberRow] = field(default_factory=list)  # upsert
+    members_gone: list[tuple[str, str, str]] = field(default_factory=list)  # entity, instance_id, ref
+    items: list[ItemRow] = field(default_factory=list)  # upsert
+    items_gone: list[tuple[str, int]] = field(default_factory=list)  # entity, seq
+    deleted: list[Tombstone] = field(default_factory=list)  # every row of the instance goes, this one comes
 
 
 @value

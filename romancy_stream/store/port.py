@@ -9,18 +9,22 @@ bug or bad data and passes through as SQLAlchemy's error. After StoreUnavailable
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from romancy_stream.engine.commit import (
     ActivityKey,
     ActivityRow,
     Commit,
+    EntityRow,
     InstanceRow,
+    ItemRow,
+    MemberRow,
     OutboxRow,
     RecordedResult,
     Rejection,
     TimerRow,
+    Tombstone,
 )
 from romancy_stream.engine.history import HistoryEvent
 
@@ -49,6 +53,37 @@ class Known:
 
     instances: Mapping[str, InstanceRow]
     rejections: Mapping[str, Rejection]
+    tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntity:
+    """An entity as it was last committed; members and items by seq."""
+
+    row: EntityRow
+    members: Sequence[MemberRow]
+    items: Sequence[ItemRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last one of an activity, whichever attempt it came from. `details` is JSON."""
+
+    key: ActivityKey
+    attempt: int
+    at_us: int
+    details: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A long attempt that its worker has committed past on the task topic: from then on the worker's lease stands
+    for it. `incarnation` names the worker process."""
+
+    key: ActivityKey
+    attempt: int
+    part: int
+    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +183,50 @@ class Store(Protocol):
     async def histories(self, ids: Sequence[str]) -> Mapping[str, Sequence[HistoryEvent]]:
         """Of the current run of each, by seq. Unknown ids are absent."""
         ...
+
+    async def entities(self, names: Sequence[str]) -> Mapping[str, StoredEntity]:
+        """Unknown names are absent."""
+        ...
+
+    async def taken_in(self, keys: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Which of these (part, digest) the intake table holds."""
+        ...
+
+    async def history_prefixes(self, ids: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], Sequence[HistoryEvent]]:
+        """Of these (instance_id, run), whatever became of them, by seq."""
+        ...
+
+    # -- long attempts
+    async def beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
+        """A heartbeat, at the database's time. False: the engine has given up on the activity (it was cancelled, or
+        ended otherwise), so the attempt may stop."""
+        ...
+
+    async def heartbeats(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Heartbeat]: ...
+    async def detach(self, attempts: Sequence[Detached], lease_s: float) -> None:
+        """Records the attempts and renews the lease of their incarnation, in one transaction."""
+        ...
+
+    async def renew_lease(self, incarnation: str, lease_s: float) -> None: ...
+    async def attach(self, keys: Sequence[ActivityKey]) -> None:
+        """Forgets detached attempts: they have ended, or were dispatched again."""
+        ...
+
+    async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:
+        """Detached attempts whose worker's lease has run out, or is not there."""
+        ...
+
+    # -- what grows old: each returns at most `limit`, oldest first
+    async def expired_items(self, parts: Sequence[int], limit: int) -> Sequence[tuple[int, str, int]]:
+        """(part, entity, seq) of items whose time is over."""
+        ...
+
+    async def finished_before(self, parts: Sequence[int], before_us: int, limit: int) -> Sequence[tuple[int, str]]:
+        """(part, instance_id)."""
+        ...
+
+    async def forget_intake(self, parts: Sequence[int], before_us: int, limit: int) -> int: ...
+    async def forget_tombstones(self, parts: Sequence[int], before_us: int, limit: int) -> int: ...
 
     # -- activity results (see the rule "giving up on an activity")
     async def close_activities(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
