@@ -2,7 +2,8 @@
 has them in its database. `python -m tests.broker.kafka_member BOOTSTRAP TOPIC GROUP FILE NAME`; SIGTERM ends it.
 
 Every batch moves the position of each of its partitions, if the epoch is still this member's and the position is where
-the batch begins, and writes down what it read, all in one transaction. A fenced member starts over with a new source.
+the batch begins, and writes down what it read, all in one transaction. A member that is fenced, or has no answer from
+the broker, starts over with a new source, as the engine does.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
 from romancy_stream.broker.port import TP, BatchSource, Record
+from romancy_stream.errors import BrokerUnavailableError
 
 SETTINGS = KafkaSettings(session_timeout_ms=2_000, heartbeat_interval_ms=300)
 BUSY_TIMEOUT_S = 10.0
+BACKOFF_S = (0.1, 2.0)  # first and longest pause of a member that the broker did not answer
 
 SCHEMA = """
 CREATE TABLE positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL, epoch INTEGER NOT NULL, owner TEXT);
@@ -118,18 +121,23 @@ async def main(bootstrap: str, topic: str, group: str, path: str, name: str) -> 
     broker = KafkaBroker(bootstrap, client_id=name, settings=SETTINGS)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    end = asyncio.create_task(stopping.wait())
+    pause_s = BACKOFF_S[0]
     while not stopping.is_set():
         member = Member(ledger)
         source = member.source = broker.batches([topic], group, member)
         run = asyncio.create_task(source.run())
-        end = asyncio.create_task(stopping.wait())
         await asyncio.wait({run, end}, return_when=asyncio.FIRST_COMPLETED)
         await source.stop()
         try:
             await run
         except Fenced as error:
             ledger.note(f"fenced: {error}")
-        end.cancel()
+        except BrokerUnavailableError as error:
+            ledger.note(f"no answer: {error}")
+            await asyncio.wait({end}, timeout=pause_s)
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+    await end
     ledger.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
 from romancy_stream.broker.kafka.membership import confirmed
 from romancy_stream.broker.kafka.source import FaustBatchSource
 from romancy_stream.broker.port import TP, BatchSource, Broker, Record
+from romancy_stream.errors import BrokerUnavailableError
 from tests.broker.kafka_kit import Book, Handler, make_topic, produce, record, running, tps
 from tests.support import eventually
 
@@ -382,6 +384,40 @@ class _Stranger:
         self.group_id = coordinator.group_id
         self.generation = generation
         self.member_id = "nobody"
+
+
+async def test_a_process_that_stood_still_asks_on(kafka: Broker, name: str) -> None:
+    """It was frozen for longer than it waits for an answer: that tells nothing about the coordinator."""
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        assert isinstance(source, FaustBatchSource)
+        assert source._consumer is not None
+        consumer = source._consumer._aio
+        asking = asyncio.create_task(confirmed(consumer, consumer._coordinator.generation, limit_s=0.5))
+        await asyncio.sleep(0)
+        time.sleep(1)  # noqa: ASYNC251 - as SIGSTOP does it, but surely while the answer is on its way
+        assert await asking
+
+
+async def test_a_coordinator_that_does_not_answer(kafka: Broker, name: str) -> None:
+    async def never(_request: object) -> None:
+        await asyncio.Event().wait()
+
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        assert isinstance(source, FaustBatchSource)
+        assert source._consumer is not None
+        coordinator = source._consumer._aio._coordinator
+        silent = _Stranger(coordinator, coordinator.generation)
+        silent._send_req = never
+        with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.2 s"):
+            await confirmed(SimpleNamespace(_coordinator=silent), coordinator.generation, limit_s=0.2)
 
 
 async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootstrap: str, name: str) -> None:

@@ -53,8 +53,15 @@ class Group:
         rows = self.ledger.rows("SELECT part FROM positions WHERE owner = ? ORDER BY part", name)
         return [int(str(part)) for (part,) in rows]
 
+    def works(self, name: str, partitions: int) -> bool:
+        """It owns so many, and has ended what it does before the first batch."""
+        last = ([""] + [each for each in self.events(name, "") if each.startswith(("assigned", "revoked"))])[-1]
+        return len(self.owned(name)) == partitions and last == f"assigned {self.owned(name)}"
+
     def events(self, name: str, begin: str) -> list[str]:
-        rows = self.ledger.rows("SELECT what FROM events WHERE member = ? AND what LIKE ? || '%'", name, begin)
+        rows = self.ledger.rows(
+            "SELECT what FROM events WHERE member = ? AND what LIKE ? || '%' ORDER BY id", name, begin
+        )
         return [str(what) for (what,) in rows]
 
     def count(self) -> int:
@@ -90,7 +97,7 @@ async def group(kafka: Broker, kafka_bootstrap: str, name: str, tmp_path: Path) 
 async def both_own_two(group: Group) -> None:
     group.start("a")
     group.start("b")
-    await eventually(lambda: len(group.owned("a")) == len(group.owned("b")) == 2, deadline_s=TAKEOVER_S)
+    await eventually(lambda: group.works("a", 2) and group.works("b", 2), deadline_s=TAKEOVER_S)
 
 
 async def test_a_killed_member_is_replaced_without_hole_or_duplicate(kafka: Broker, group: Group) -> None:

@@ -18,23 +18,34 @@ from romancy_stream.errors import BrokerUnavailableError
 
 LOST = (kafka.IllegalGenerationError, kafka.UnknownMemberIdError, kafka.RebalanceInProgressError)
 COORDINATOR_MOVED = (kafka.GroupCoordinatorNotAvailableError, kafka.NotCoordinatorForGroupError)
+# A process that was frozen finds its time over when it goes on, and the answer unread beside it. Time that passes in
+# parts loses one of them.
+LOOKS_PER_LIMIT = 10
 
 
 async def confirmed(consumer: AIOKafkaConsumer, generation: int, limit_s: float) -> bool:
     """Whether `generation` is current. BrokerUnavailableError when the coordinator does not say so in time."""
-    coordinator = consumer._coordinator
+    asking = asyncio.ensure_future(_ask(consumer._coordinator, generation))
     try:
-        async with asyncio.timeout(limit_s):
-            while generation > 0 and coordinator.generation == generation:
-                await coordinator.ensure_coordinator_known()
-                error = await _heartbeat(coordinator, generation)
-                if error is kafka.NoError:
-                    return True
-                if error in LOST:
-                    return False
-                await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
-    except TimeoutError as error:
-        raise BrokerUnavailableError(f"the group coordinator did not answer within {limit_s:g} s") from error
+        for _ in range(LOOKS_PER_LIMIT):
+            done, _ = await asyncio.wait([asking], timeout=limit_s / LOOKS_PER_LIMIT)
+            if done:
+                return asking.result()
+    finally:
+        asking.cancel()
+        await asyncio.wait([asking])
+    raise BrokerUnavailableError(f"the group coordinator did not answer within {limit_s:g} s")
+
+
+async def _ask(coordinator: Any, generation: int) -> bool:
+    while generation > 0 and coordinator.generation == generation:
+        await coordinator.ensure_coordinator_known()
+        error = await _heartbeat(coordinator, generation)
+        if error is kafka.NoError:
+            return True
+        if error in LOST:
+            return False
+        await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
     return False
 
 
