@@ -12,7 +12,8 @@ import pytest
 
 from romancy_stream import App, CommitUnknownError, FencedError, RetryPolicy, WorkflowContext
 from romancy_stream.engine.commit import Commit
-from romancy_stream.engine.core import CoreConfig, EngineCore
+from romancy_stream.engine.config import CoreConfig
+from romancy_stream.engine.core import EngineCore
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.store.sql import SqlStore

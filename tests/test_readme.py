@@ -11,7 +11,7 @@ import pytest
 from romancy_stream import RetryPolicy, app
 from romancy_stream.broker.kafka import settings
 from romancy_stream.cli import cli
-from romancy_stream.engine import core, instance, loop
+from romancy_stream.engine import config, instance, loop
 from romancy_stream.runtime import attempt, node, processor, sweeper
 from romancy_stream.store import database, pages, paths
 from romancy_stream.wire import malformed
@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert limits["events published by one attempt"] == f"{attempt.EVENTS_LIMIT:,}"
     assert limits["partitions of an app"] == f"{app.DEFAULT_PARTITIONS} by default, 1,000 at most, fixed for good"
     assert limits["attempts under way in one process"] == f"{app.DEFAULT_CONCURRENCY}, `App(concurrency=)`"
-    assert limits["instances that one process keeps live"] == f"{core.CACHED_INSTANCES:,}; others are replayed"
+    assert limits["instances that one process keeps live"] == f"{config.CACHED_INSTANCES:,}; others are replayed"
     assert limits["instances on one page"] == f"50 by default, {pages.PAGE_ROWS_MAX:,} at most"
     assert limits["filters of one `find_instances`"] == str(paths.FILTERS_MAX)
     assert limits["steps of workflow code without waiting"] == f"{loop.STEP_LIMIT:,}"

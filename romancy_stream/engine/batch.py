@@ -3,16 +3,20 @@ between, outbox positions in the order of decision."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from zlib import crc32
 
 from romancy_stream.engine import history as h
+from romancy_stream.engine import mail as post
 from romancy_stream.engine import outgoing, projection
 from romancy_stream.engine.commit import Commit, DeadLetter, Mark, OutboxRow, Rejection
+from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
 from romancy_stream.engine.instance import Command, LiveInstance
+from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode_text, new_event_time
@@ -47,16 +51,23 @@ class Entry:
 
 @dataclass(slots=True)
 class Batch:
+    """`tell` and `let_go` are what the features make of history events; see `features`."""
+
     namespace: str
     partitions: int
     owned: dict[int, Partition]
     now_us: int
+    tell: Mapping[str, Callable[[Batch, Entry, HistoryEvent], None]]
+    let_go: Callable[[Batch, Entry, HistoryEvent], None]
     commit: Commit = field(default_factory=Commit)
     touched: dict[str, Entry] = field(default_factory=dict)
     marked: dict[int, Partition] = field(default_factory=dict)
     watermarks: dict[tuple[int, int], int] = field(default_factory=dict)
     rejections: dict[str, Rejection] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)  # rejected before, started now
+    left: list[Entry] = field(default_factory=list)  # runs that another run of the same instance has followed
+    entities: dict[str, Entity] = field(default_factory=dict)
+    intake: dict[tuple[int, str], int] = field(default_factory=dict)
     topics: Topics = field(init=False)
     source: str = field(init=False)
     time: str = field(init=False)
@@ -68,6 +79,10 @@ class Batch:
 
     # -- history -------------------------------------------------------------------------------------------------
     def start(self, event: HistoryEvent, part: int) -> Entry:
+        """Of a new instance, or of another run of one that has ended or recurred."""
+        before = self.touched.get(event.instance_id)
+        if before is not None:
+            self.left.append(before)
         entry = Entry(projection.begin(event, part), in_database=False)
         self.commit.history.append(event)
         self.touched[event.instance_id] = entry
@@ -84,6 +99,8 @@ class Batch:
     ) -> HistoryEvent:
         state = entry.state
         event = HistoryEvent(state.instance_id, state.run, state.seq + 1, self.now_us, kind, ref, attrs or {}, payload)
+        if kind in h.ENDS or kind == h.WORKFLOW_COMPENSATING:
+            self.let_go(self, entry, event)  # of what it still has open, which the fold is about to forget
         projection.apply(state, event)
         self.commit.history.append(event)
         if entry.history is not None:
@@ -99,18 +116,16 @@ class Batch:
 
     def _tell(self, entry: Entry, event: HistoryEvent) -> None:
         """What the world outside hears of a history event."""
-        state = entry.state
-        if event.kind in (h.ACTIVITY_SCHEDULED, h.ACTIVITY_RETRIED):
-            assert event.ref is not None
-            self._request(state, state.activities[event.ref])
-        elif event.kind == h.EVENT_PUBLISHED:
-            message = outgoing.published(self.source, state, event, self.time)
-            self.send(state.part, event.attrs.get("topic", self.topics.events), state.instance_id, message)
-        elif event.kind in outgoing.HAPPENED:
+        tell = self.tell.get(event.kind)
+        if tell is not None:
+            tell(self, entry, event)
+        if event.kind in outgoing.HAPPENED:
+            state = entry.state
             message = outgoing.happened(self.source, outgoing.HAPPENED[event.kind], state, event, self.time)
             self.send(state.part, self.topics.events, state.instance_id, message, state.part)
 
-    def _request(self, state: InstanceState, activity: ActivityState) -> None:
+    def request(self, state: InstanceState, activity: ActivityState) -> None:
+        """Asks a worker for the attempt that is due."""
         message = outgoing.task(self.source, state, activity, self.time)
         # Spread over the queue's partitions: the parallel activities of one instance are not one worker's. Not by the
         # hash of keys, which costs ten times as much: nobody has to find a task by its name.
@@ -138,6 +153,25 @@ class Batch:
             {**message.extensions, w.X_ORIGIN: origin},
         )
         self.send(part, self.topics.results, key, moved, partition_for(key.encode(), self.partitions))
+
+    def to_instance(self, part: int, mail: Mail) -> None:
+        """`part`: of the sender."""
+        self._post(part, w.TO_INSTANCE, mail)
+
+    def to_entity(self, part: int, mail: Mail) -> None:
+        self._post(part, w.TO_ENTITY, mail)
+
+    def _post(self, part: int, type_: str, mail: Mail) -> None:
+        # Also within a partition: what a batch must have read from the database is known before it begins.
+        position = self.mark(part).position + 1
+        event = post.written(mail, type_, f"mail/{part}/{position}", self.source, self.time)
+        event.extensions[w.X_ORIGIN] = f"{part}:{position}"
+        self.send(part, self.topics.results, mail.to, event, partition_for(mail.to.encode(), self.partitions))
+
+    def answer_command(self, part: int, command: WireEvent, key: str, data: bytes) -> None:
+        """Tells who sent a command what came of it. `data`: JSON `{"ok": true, ...}` or `{"error": {...}}`."""
+        told = outgoing.answered(self.source, command, key, data, self.time)
+        self.send(part, self.topics.events, key, told, part)
 
     def mark(self, part: int) -> Partition:
         partition = self.marked.get(part)
@@ -173,6 +207,12 @@ class Batch:
         commit = self.commit
         for entry in self.touched.values():
             self._rows_of(entry)
+        for entry in self.left:
+            self._details_of(entry)
+        for entity in self.entities.values():
+            self.mark(entity.part)
+            entity.write(commit, self.now_us)
+        commit.intake = [(part, digest, at_us) for (part, digest), at_us in self.intake.items()]
         commit.rejections = list(self.rejections.values())
         commit.rejections_gone = list(self.accepted)
         commit.watermarks = [(part, origin, position) for (part, origin), position in self.watermarks.items()]
@@ -186,6 +226,10 @@ class Batch:
         self.mark(state.part)
         (commit.updates if entry.in_database else commit.instances).append(state.row())
         entry.in_database = True
+        self._details_of(entry)
+
+    def _details_of(self, entry: Entry) -> None:
+        commit, state = self.commit, entry.state
         commit.activities.extend(state.activity_row(activity) for activity in state.changed.values())
         for timer_id, before in state.timers_before.items():
             if timer_id in state.timers:

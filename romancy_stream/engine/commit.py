@@ -7,6 +7,7 @@ All JSON is raw text (`bytes`), all times are whole microseconds since 1970 UTC 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -180,6 +181,15 @@ class ItemRow:
     payload: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredEntity:
+    """An entity as it was last committed."""
+
+    row: EntityRow
+    members: Sequence[MemberRow]
+    items: Sequence[ItemRow]
+
+
 ENTITY_CHARS: Final = 220
 """Three key columns of an index together have 3,072 bytes on MySQL, 4 to a character."""
 
@@ -244,3 +254,13 @@ class RecordedResult:
     result: bytes | None
     worker: str | None
     at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last one of an activity, whichever attempt it came from. `details` is JSON."""
+
+    key: ActivityKey
+    attempt: int
+    at_us: int
+    details: bytes | None

@@ -9,41 +9,45 @@ partition, the shell drops the partition here (`drop`) and adopts it anew from t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from romancy_stream.engine import correlation, features, ordered, projection, runs, saga
 from romancy_stream.engine import history as h
-from romancy_stream.engine import ordered, projection
+from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
 from romancy_stream.engine.commit import ActivityKey, Commit
+from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.definitions import Registry
-from romancy_stream.engine.failure import exhausted, is_retryable, timed_out
+from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, TimerDue, Unpark
-from romancy_stream.engine.instance import LiveInstance, deliver_late, replay
+from romancy_stream.engine.inputs import (
+    Input,
+    ItemExpired,
+    LeaseLapsed,
+    Loaded,
+    PartitionStart,
+    Received,
+    Refused,
+    TimerDue,
+    Unpark,
+)
+from romancy_stream.engine.instance import Command, LiveInstance, deliver_late, replay
 from romancy_stream.engine.loop import StepTooLong, stepping_aside
-from romancy_stream.engine.projection import DEADLINE_TIMER, RETRY_TIMER, ActivityState
-from romancy_stream.engine.retries import GiveUp, Retry, after_failure
+from romancy_stream.engine.mail import read
+from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.starts import Starts
 from romancy_stream.engine.timers import Timers
 from romancy_stream.errors import InvalidInputError, NonDeterminismError
-from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
-from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.event import WireEvent, whole_number
 from romancy_stream.wire.partition import partition_for
 
-CACHED_INSTANCES: Final = 10_000
-"""Live coroutines kept by one process: about 10 KB each, so 100 MB. Beyond it the least recently used is evicted
-and replayed when something happens to it."""
+CACHED_ENTITIES: Final = 10_000
+"""With what they keep; most are a waiter or two."""
 
-
-@dataclass(frozen=True, slots=True)
-class CoreConfig:
-    namespace: str
-    partitions: int
-    default_policy: RetryPolicy
-    cached_instances: int = CACHED_INSTANCES
+_INTERNAL_TYPES: Final = frozenset({w.TO_INSTANCE, w.TO_ENTITY, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED})
+_TO_ONE_INSTANCE: Final = frozenset({w.TO_INSTANCE, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED, *features.COMMANDS})
 
 
 class EngineCore:
@@ -58,8 +62,10 @@ class EngineCore:
         self._owned: dict[int, Partition] = {}
         self._cache: OrderedDict[str, Entry] = OrderedDict()
         self._topics = w.Topics(config.namespace)
-        self._loaded = Loaded()
-        self._starts = Starts(self)
+        self.loaded = Loaded()
+        self.starts = Starts(self)
+        self.attempts = Attempts(self)
+        self._entities: OrderedDict[str, Entity] = OrderedDict()
 
     # -- ownership -----------------------------------------------------------------------------------------------
     def adopt(self, start: PartitionStart) -> None:
@@ -75,6 +81,8 @@ class EngineCore:
         for part in gone & set(self._owned):
             del self._owned[part]
             self.timers.drop_partition(part)
+        for name in [name for name, entity in self._entities.items() if entity.part in gone]:
+            del self._entities[name]
         with stepping_aside():
             for instance_id in [i for i, entry in self._cache.items() if entry.state.part in gone]:
                 self._evict(self._cache.pop(instance_id))
@@ -97,48 +105,81 @@ class EngineCore:
     # -- before a batch ------------------------------------------------------------------------------------------
     def missing(self, inputs: Sequence[Input]) -> list[str]:
         """Ids of instances that the batch is about and that must be looked up in the database first."""
-        wanted = dict.fromkeys(self._target(each) for each in inputs)
-        return [i for i in wanted if i is not None and i not in self._cache and self.part_of(i) in self._owned]
+        wanted = dict.fromkeys(i for each in inputs for i in self._targets(each))
+        return [i for i in wanted if i not in self._cache and self.part_of(i) in self._owned]
 
-    def _target(self, each: Input) -> str | None:
+    def _targets(self, each: Input) -> Iterable[str]:
         if isinstance(each, Refused):
             each = each.received
+        if isinstance(each, ItemExpired):
+            return ()
         if not isinstance(each, Received):
-            return each.instance_id
+            return (each.instance_id,)
         event = each.event
-        if not isinstance(event, WireEvent):
-            return None
-        if event.type in (w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED):
-            return event.subject
-        return self._starts.instance_id(event)
+        if not isinstance(event, WireEvent) or event.type == w.TO_ENTITY:
+            return ()
+        if event.type in _TO_ONE_INSTANCE:
+            return (event.subject,) if event.subject else ()
+        started = self.starts.instance_id(event)
+        aimed = correlation.aimed_at(event)
+        return [i for i in (started, aimed) if i is not None]
+
+    def missing_entities(self, inputs: Sequence[Input]) -> list[str]:
+        """Names of entities that the batch is about and that must be read from the database first."""
+        wanted = dict.fromkeys(name for each in inputs for name in self._entities_of(each))
+        return [name for name in wanted if name not in self._entities and self.part_of(name) in self._owned]
+
+    def _entities_of(self, each: Input) -> Iterable[str]:
+        if isinstance(each, ItemExpired):
+            return (each.entity,)
+        if not isinstance(each, Received) or not isinstance(each.event, WireEvent):
+            return ()
+        if each.event.type == w.TO_ENTITY:
+            return (each.event.subject,) if each.event.subject else ()
+        return features.entities_of(self.config, each.event)
+
+    def intake_keys(self, inputs: Sequence[Input]) -> list[tuple[int, str]]:
+        """What would be found in the intake table if the batch's messages from outside had come before."""
+        keys = []
+        for each in inputs:
+            if isinstance(each, Received) and isinstance(each.event, WireEvent):
+                part = each.record.partition
+                keys += [(part, digest) for digest in features.digests_of(each.event)]
+        return list(dict.fromkeys(keys))
+
+    def prefixes(self, inputs: Sequence[Input]) -> list[tuple[str, int]]:
+        """Whole histories, of any run, that the batch must see: (instance_id, run). Call it after `load`."""
+        return list(dict.fromkeys(runs.prefixes(self, inputs)))
+
+    def beating(self, inputs: Sequence[Input]) -> list[ActivityKey]:
+        """Activities whose last heartbeat decides what a timer of this batch means."""
+        return list(dict.fromkeys(self.attempts.beating(inputs)))
 
     def load(self, loaded: Loaded) -> None:
-        """Takes in what was prefetched: open instances go into the cache, the rest serves this batch only."""
-        self._loaded = loaded
+        """Takes in what was prefetched: open instances and entities go into the cache, the rest serves this batch
+        only. May be called again with more: what is not given anew is kept."""
+        self.loaded = loaded
         for instance_id, events in loaded.histories.items():
             part = self.part_of(instance_id)
             state = projection.fold(events, part)
             state.clear_changes()
-            if state.finished is None:
+            if state.finished is None and instance_id not in self._cache:
                 self._cache[instance_id] = Entry(state, history=list(events))
+        for name, stored in loaded.entities.items():
+            if name not in self._entities:
+                entity = self._new_entity(name)
+                entity.load(stored.row, list(stored.members), list(stored.items))
+                self._entities[name] = entity
 
     def closings(self, inputs: Sequence[Input], now_us: int) -> list[ActivityKey]:
         """Activities that this batch may give up on: their keys must be claimed before `handle` decides."""
-        keys = []
-        for each in inputs:
-            if isinstance(each, TimerDue) and each.timer_id.startswith(DEADLINE_TIMER):
-                keys.append(ActivityKey(each.instance_id, each.run, each.timer_id.removeprefix(DEADLINE_TIMER)))
-            elif isinstance(each, Received) and isinstance(each.event, WireEvent):
-                found = self._failed_attempt(each.event)
-                if found is not None and isinstance(self._verdict(*found, each.event, now_us), GiveUp):
-                    keys.append(self._key(*found))
-        return list(dict.fromkeys(keys))
+        return list(dict.fromkeys([*self.attempts.closings(inputs, now_us), *saga.closings(self, inputs)]))
 
     # -- the batch -----------------------------------------------------------------------------------------------
     def handle(self, inputs: Sequence[Input], now_us: int, touch: Iterable[int] = ()) -> Commit:
         """`now_us` never goes back within a partition. `touch` names partitions whose fence must be in the Commit
         whatever the inputs do to them."""
-        batch = Batch(self.config.namespace, self.config.partitions, self._owned, now_us)
+        batch = self._batch(now_us)
         for part in touch:
             batch.mark(part)
         with stepping_aside():
@@ -152,6 +193,10 @@ class EngineCore:
             self.timers.drop(key)
         return commit
 
+    def _batch(self, now_us: int) -> Batch:
+        config = self.config
+        return Batch(config.namespace, config.partitions, self._owned, now_us, features.TELL, features.let_go)
+
     def _input(self, batch: Batch, each: Input) -> None:
         if isinstance(each, Received):
             batch.mark(each.record.partition)
@@ -161,8 +206,15 @@ class EngineCore:
             self._refused(batch, each)
         elif isinstance(each, TimerDue):
             self._timer(batch, each)
-        else:
+        elif isinstance(each, Unpark):
             self._unpark(batch, each)
+        elif isinstance(each, ItemExpired):
+            batch.mark(each.part)
+            self.entity(batch, each.entity).expired(batch, each.seq)
+        elif isinstance(each, LeaseLapsed):
+            self.attempts.lapsed(batch, each)
+        else:
+            runs.outlived(self, batch, each)
 
     def _received(self, batch: Batch, received: Received) -> None:
         event = received.event
@@ -172,15 +224,59 @@ class EngineCore:
         internal = received.record.topic == self._topics.results
         if internal and w.X_ORIGIN in event.extensions and not self._first_time(batch, received, event):
             return
-        if event.type in (w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED):
+        if event.type in _INTERNAL_TYPES:
             if internal:
-                self._result(batch, received, event)
+                self._internal(batch, received, event)
             else:
-                batch.dead_letter(
-                    received, "wrong_topic", f"{event.type} belongs on {self._topics.results}", event.source, event.id
-                )
+                message = f"{event.type} belongs on {self._topics.results}"
+                batch.dead_letter(received, "wrong_topic", message, event.source, event.id)
+        elif event.type in features.COMMANDS:
+            self._command(batch, received, event)
+        elif event.type == w.START or event.type.startswith(w.RESERVED_PREFIX):
+            self.starts.command(batch, received, event)
         else:
-            self._starts.command(batch, received, event)
+            correlation.user_event(self, batch, received, event)
+
+    def _internal(self, batch: Batch, received: Received, event: WireEvent) -> None:
+        if event.type == w.TO_ENTITY:
+            mail = read(event)
+            self.entity(batch, mail.to).told(batch, mail)
+        elif event.type == w.TO_INSTANCE:
+            mail = read(event)
+            features.OPS[mail.op](self, batch, self._cache.get(mail.to), mail)
+        else:
+            self.attempts.result(batch, received, event)
+
+    def _command(self, batch: Batch, received: Received, event: WireEvent) -> None:
+        """A command to one instance, from anybody."""
+        part = received.record.partition
+        if not event.subject:
+            message = f"{event.type} needs the attribute subject, the id of an instance"
+            batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
+        elif self.part_of(event.subject) != part:
+            batch.forward(part, event.subject, event)
+        elif self.first_seen(batch, part, features.digest("command", event)):
+            features.COMMANDS[event.type](self, batch, received, event, self._cache.get(event.subject))
+
+    def first_seen(self, batch: Batch, part: int, digest: str) -> bool:
+        """Whether a message from outside comes for the first time, as far back as the intake table goes."""
+        if (part, digest) in self.loaded.taken_in or (part, digest) in batch.intake:
+            self.stats["duplicate_message"] += 1
+            return False
+        batch.intake[part, digest] = batch.now_us
+        return True
+
+    # -- entities ------------------------------------------------------------------------------------------------
+    def entity(self, batch: Batch, name: str) -> Entity:
+        """To be changed by the batch."""
+        entity = self._entities.get(name)
+        if entity is None:
+            entity = self._entities[name] = self._new_entity(name)
+        batch.entities[name] = entity
+        return entity
+
+    def _new_entity(self, name: str) -> Entity:
+        return features.ENTITIES[name.partition(":")[0]](name, self.part_of(name), self.config)
 
     def _refused(self, batch: Batch, refused: Refused) -> None:
         """Keeps the message, and tells those who would wait for it for ever: a starter gets a rejection, an instance
@@ -194,7 +290,7 @@ class EngineCore:
             if entry is not None and entry.state.parked is None:
                 self._park(batch, entry, RuntimeError(f"{refused.reason}: {refused.message}"), [])
         else:
-            self._starts.refuse(batch, received, event, refused.reason, refused.message)
+            self.starts.refuse(batch, received, event, refused.reason, refused.message)
 
     def _first_time(self, batch: Batch, received: Received, event: WireEvent) -> bool:
         """Messages from partition to partition come in the order of their positions, some of them twice."""
@@ -211,112 +307,16 @@ class EngineCore:
         seen[origin] = batch.watermarks[part, origin] = position
         return True
 
-    # -- activities ----------------------------------------------------------------------------------------------
-    def _result(self, batch: Batch, received: Received, event: WireEvent) -> None:
-        instance_id = event.subject
-        if instance_id is None or not all(name in event.extensions for name in _RESULT_ATTRIBUTES):
-            message = f"a result needs subject and {', '.join(_RESULT_ATTRIBUTES)}"
-            batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
-            return
-        if self.part_of(instance_id) != received.record.partition:
-            batch.forward(received.record.partition, instance_id, event)
-            return
-        entry = self._cache.get(instance_id)
-        if entry is None:
-            if instance_id not in self._loaded.instances:
-                message = f"there is no instance {instance_id!r}"
-                batch.dead_letter(received, "unknown_instance", message, event.source, event.id)
-            else:
-                self.stats["late_result"] += 1  # the instance has finished
-            return
-        if event.type == w.ACTIVITY_FAILED:
-            self._attempt_failed(batch, event)
-        else:
-            self._attempt_completed(batch, entry, event)
-
-    def _attempt_completed(self, batch: Batch, entry: Entry, event: WireEvent) -> None:
-        activity = self._open_activity(entry, event)
-        if activity is None:
-            self.stats["late_result"] += 1
-            return
-        attrs = {"attempt": int(event.extensions[w.X_ATTEMPT]), **_attempt_facts(event)}
-        self._deliver(batch, entry, h.ACTIVITY_COMPLETED, activity.activity_id, attrs, event.data)
-
-    def _attempt_failed(self, batch: Batch, event: WireEvent) -> None:
-        found = self._failed_attempt(event)
-        if found is None:
-            self.stats["late_result"] += 1
-            return
-        entry, activity = found
-        error = event.data or b"null"
-        verdict = self._verdict(entry, activity, event, batch.now_us)
-        facts = {"attempt": activity.attempt, **_attempt_facts(event)}
-        if isinstance(verdict, Retry):
-            attrs = {**facts, "next_at_us": verdict.next_at_us}
-            batch.record(entry, h.ACTIVITY_ATTEMPT_FAILED, activity.activity_id, attrs, error)
-        else:
-            self._give_up(batch, entry, activity, verdict.reason, error, facts)
-
-    def _give_up(
-        self, batch: Batch, entry: Entry, activity: ActivityState, reason: str, error: bytes, facts: dict[str, Any]
-    ) -> None:
-        """The key in activity_results was claimed before: what stands there decides."""
-        claimed = self._loaded.closed.get(self._key(entry, activity))
-        if claimed is None:
-            # Not foreseen by `closings`, so it is no answer to anything we asked for.
-            self.stats["unexpected_result"] += 1
-        elif claimed.outcome == "completed":
-            attrs: dict[str, Any] = {"attempt": claimed.attempt, "worker": claimed.worker}
-            self._deliver(batch, entry, h.ACTIVITY_COMPLETED, activity.activity_id, attrs, claimed.result)
-        else:
-            if reason == "exhausted":
-                error = exhausted(error, activity.attempt)
-            attrs = {"attempt": activity.attempt, **facts, "reason": reason}
-            self._deliver(batch, entry, h.ACTIVITY_FAILED, activity.activity_id, attrs, error)
-
-    def _open_activity(self, entry: Entry, event: WireEvent) -> ActivityState | None:
-        if event.extensions.get(w.X_RUN) != str(entry.state.run):
-            return None
-        activity = entry.state.activities.get(event.extensions.get(w.X_ACTIVITY_ID, ""))
-        attempt = whole_number(event.extensions.get(w.X_ATTEMPT, ""))
-        if activity is None or attempt is None or not 1 <= attempt <= activity.attempt:
-            return None
-        return activity
-
-    def _failed_attempt(self, event: WireEvent) -> tuple[Entry, ActivityState] | None:
-        """The attempt that failed, if it is the one under way: an older one has been dealt with."""
-        if event.type != w.ACTIVITY_FAILED or event.subject is None:
-            return None
-        entry = self._cache.get(event.subject)
-        activity = None if entry is None else self._open_activity(entry, event)
-        if entry is None or activity is None or activity.next_attempt_us is not None:
-            return None
-        return (entry, activity) if int(event.extensions[w.X_ATTEMPT]) == activity.attempt else None
-
-    def _verdict(self, entry: Entry, activity: ActivityState, event: WireEvent, now_us: int) -> Retry | GiveUp:
-        retryable = is_retryable(event.data)
-        key = f"{entry.state.instance_id}/{entry.state.run}/{activity.activity_id}"
-        return after_failure(key, activity, retryable, now_us)
-
-    @staticmethod
-    def _key(entry: Entry, activity: ActivityState) -> ActivityKey:
-        return ActivityKey(entry.state.instance_id, entry.state.run, activity.activity_id)
-
-    # -- timers --------------------------------------------------------------------------------------------------
     def _timer(self, batch: Batch, due: TimerDue) -> None:
         entry = self._cache.get(due.instance_id)
         if entry is None or entry.state.run != due.run or due.timer_id not in entry.state.timers:
             self.stats["stale_timer"] += 1
-        elif due.timer_id.startswith(RETRY_TIMER):
-            activity = entry.state.activities[due.timer_id.removeprefix(RETRY_TIMER)]
-            batch.record(entry, h.ACTIVITY_RETRIED, activity.activity_id, {"attempt": activity.attempt + 1})
-        elif due.timer_id.startswith(DEADLINE_TIMER):
-            activity = entry.state.activities[due.timer_id.removeprefix(DEADLINE_TIMER)]
-            seconds = activity.attrs["total_timeout_s"]
-            error = timed_out(activity.activity_id, seconds, total=True)
-            self._give_up(batch, entry, activity, "timeout", error, {})
+            return
+        prefix = due.timer_id.partition(":")[0] + ":"
+        if prefix == USER_TIMER:
+            self.deliver(batch, entry, h.TIMER_FIRED, due.timer_id, {}, None)
         else:
-            self._deliver(batch, entry, h.TIMER_FIRED, due.timer_id, {}, None)
+            features.TIMERS[prefix](self, batch, entry, due)
 
     # -- workflow code -------------------------------------------------------------------------------------------
     def begin(self, batch: Batch, event: HistoryEvent, part: int, arguments: Any) -> None:
@@ -328,9 +328,16 @@ class EngineCore:
         self._cache[event.instance_id] = entry
         self._step(batch, entry, event)
 
-    def _deliver(
-        self, batch: Batch, entry: Entry, kind: str, ref: str, attrs: dict[str, Any], payload: bytes | None
+    def deliver(
+        self,
+        batch: Batch,
+        entry: Entry,
+        kind: str,
+        ref: str | None,
+        attrs: dict[str, Any],
+        payload: bytes | None,
     ) -> None:
+        """Records an input and lets the code answer it."""
         problem = None
         if entry.state.parked is None and entry.live is None:
             problem = self._wake(entry)
@@ -347,7 +354,16 @@ class EngineCore:
         except StepTooLong as error:
             self._park(batch, entry, error, [event.seq])
         else:
-            batch.answer(entry, commands)
+            self._answer(batch, entry, commands)
+
+    def _answer(self, batch: Batch, entry: Entry, commands: Sequence[Command]) -> None:
+        """Records what the code asked for."""
+        for command in commands:
+            ending = features.ENDINGS.get(command.kind)
+            if ending is None:
+                batch.record(entry, command.kind, command.ref, command.attrs, command.payload)
+            else:
+                ending(self, batch, entry, command)
 
     def _wake(self, entry: Entry) -> BaseException | None:
         """Replays an instance that is not in memory; returns why that cannot be done."""
@@ -379,7 +395,7 @@ class EngineCore:
 
     def park(self, instance_id: str, batch_now_us: int, reason: str) -> Commit:
         """Parks a loaded instance on behalf of the shell: the database refuses what its code does."""
-        batch = Batch(self.config.namespace, self.config.partitions, self._owned, batch_now_us)
+        batch = self._batch(batch_now_us)
         entry = self._cache[instance_id]
         with stepping_aside():
             self._park(batch, entry, RuntimeError(reason), [])
@@ -404,7 +420,7 @@ class EngineCore:
             return
         batch.record(entry, h.WORKFLOW_RESUMED)
         entry.live, entry.history = live, None
-        batch.answer(entry, commands)
+        self._answer(batch, entry, commands)
 
     # -- the cache -----------------------------------------------------------------------------------------------
     def exists(self, instance_id: str) -> tuple[str, str] | None:
@@ -412,16 +428,20 @@ class EngineCore:
         entry = self._cache.get(instance_id)
         if entry is not None:
             return entry.state.event_source, entry.state.event_id
-        row = self._loaded.instances.get(instance_id)
+        row = self.loaded.instances.get(instance_id)
         return None if row is None else (row.event_source, row.event_id)
 
     @property
     def workflows(self) -> Registry:
         return self._workflows
 
-    @property
-    def loaded(self) -> Loaded:
-        return self._loaded
+    def entry(self, instance_id: str) -> Entry | None:
+        """An instance that is open."""
+        return self._cache.get(instance_id)
+
+    def evict(self, entry: Entry) -> None:
+        """Its code is not needed any more."""
+        self._evict(entry)
 
     def _after(self, batch: Batch) -> None:
         """Finished and parked instances leave; the cache goes back to its size."""
@@ -431,30 +451,18 @@ class EngineCore:
                 self._cache.pop(instance_id, None)
             else:
                 self._cache.move_to_end(instance_id)
+        for entry in batch.left:
+            self._evict(entry)
         while len(self._cache) > self.config.cached_instances:
             self._evict(self._cache.popitem(last=False)[1])
-        self._loaded = Loaded()
+        for name in batch.entities:
+            self._entities.move_to_end(name)
+        while len(self._entities) > CACHED_ENTITIES:
+            self._entities.popitem(last=False)
+        self.loaded = Loaded()
 
     @staticmethod
     def _evict(entry: Entry) -> None:
         if entry.live is not None:
             entry.live.evict()
             entry.live = None
-
-
-_RESULT_ATTRIBUTES = (w.X_RUN, w.X_ACTIVITY_ID, w.X_ATTEMPT)
-
-
-def whole_number(text: str) -> int | None:
-    """Of an attribute that somebody else wrote: ASCII digits, as many as a BIGINT has."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
-
-
-def _attempt_facts(event: WireEvent) -> Mapping[str, Any]:
-    facts: dict[str, Any] = {}
-    duration_us = whole_number(event.extensions.get(w.X_DURATION, ""))
-    if duration_us is not None:
-        facts["duration_us"] = duration_us
-    if w.X_WORKER in event.extensions:
-        facts["worker"] = event.extensions[w.X_WORKER]
-    return facts

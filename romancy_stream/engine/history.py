@@ -1,10 +1,9 @@
 """The event log's vocabulary. An instance *is* the fold of these events (see `projection`); whatever else the
 database holds about it can be thrown away and made again. Values only.
 
-Events are of two sorts. *Inputs* drive workflow code: started, activity completed/failed, timer fired.
-*Commands* are what the code asked for in answer: activity scheduled, timer started/cancelled, event published,
-workflow completed/failed. On replay an input is delivered and the commands behind it must come out again, in
-order. The rest (failed attempts, retries, parking) is the engine's own bookkeeping, invisible to the code.
+Events are of three sorts. *Inputs* drive workflow code: what happened to it. *Commands* are what the code asked for in
+answer. On replay an input is delivered and the commands behind it must come out again, in order. The rest (failed
+attempts, retries, compensations, parking) is the engine's own bookkeeping, invisible to the code.
 """
 
 from __future__ import annotations
@@ -14,25 +13,101 @@ from typing import Any, Final
 
 from romancy_stream.wire.value import value
 
+# -- inputs ----------------------------------------------------------------------------------------------------------
 WORKFLOW_STARTED: Final = "workflow.started"
-WORKFLOW_COMPLETED: Final = "workflow.completed"
-WORKFLOW_FAILED: Final = "workflow.failed"
-WORKFLOW_PARKED: Final = "workflow.parked"
-WORKFLOW_RESUMED: Final = "workflow.resumed"
-ACTIVITY_SCHEDULED: Final = "activity.scheduled"
-ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
-ACTIVITY_RETRIED: Final = "activity.retried"
+WORKFLOW_CANCEL_REQUESTED: Final = "workflow.cancel_requested"
 ACTIVITY_COMPLETED: Final = "activity.completed"
 ACTIVITY_FAILED: Final = "activity.failed"
-TIMER_STARTED: Final = "timer.started"
 TIMER_FIRED: Final = "timer.fired"
+EVENT_RECEIVED: Final = "event.received"
+MESSAGE_RECEIVED: Final = "message.received"
+CHANNEL_JOINED: Final = "channel.joined"
+CHANNEL_REFUSED: Final = "channel.refused"
+SIGNAL_RECEIVED: Final = "signal.received"
+UPDATE_ACCEPTED: Final = "update.accepted"
+CHILD_COMPLETED: Final = "child.completed"
+CHILD_FAILED: Final = "child.failed"
+CHILD_CANCELLED: Final = "child.cancelled"
+# -- commands --------------------------------------------------------------------------------------------------------
+WORKFLOW_COMPLETED: Final = "workflow.completed"
+WORKFLOW_FAILED: Final = "workflow.failed"
+WORKFLOW_CANCELLED: Final = "workflow.cancelled"
+WORKFLOW_RECURRED: Final = "workflow.recurred"
+ACTIVITY_SCHEDULED: Final = "activity.scheduled"
+ACTIVITY_CANCELLED: Final = "activity.cancelled"
+TIMER_STARTED: Final = "timer.started"
 TIMER_CANCELLED: Final = "timer.cancelled"
 EVENT_PUBLISHED: Final = "event.published"
+WAIT_STARTED: Final = "wait.started"
+WAIT_CANCELLED: Final = "wait.cancelled"
+CHANNEL_SUBSCRIBED: Final = "channel.subscribed"
+CHANNEL_UNSUBSCRIBED: Final = "channel.unsubscribed"
+RECEIVE_STARTED: Final = "receive.started"
+RECEIVE_CANCELLED: Final = "receive.cancelled"
+MESSAGE_SENT: Final = "message.sent"
+UPDATE_COMPLETED: Final = "update.completed"
+UPDATE_FAILED: Final = "update.failed"
+CHILD_STARTED: Final = "child.started"
+CHILD_CANCEL_REQUESTED: Final = "child.cancel_requested"
+COMPENSATION_REGISTERED: Final = "compensation.registered"
+PATCH_MARKED: Final = "patch.marked"
+# -- bookkeeping -----------------------------------------------------------------------------------------------------
+WORKFLOW_PARKED: Final = "workflow.parked"
+WORKFLOW_RESUMED: Final = "workflow.resumed"
+WORKFLOW_COMPENSATING: Final = "workflow.compensating"
+ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
+ACTIVITY_RETRIED: Final = "activity.retried"
+ACTIVITY_HEARD: Final = "activity.heard"
+COMPENSATION_SCHEDULED: Final = "compensation.scheduled"
+COMPENSATION_COMPLETED: Final = "compensation.completed"
+COMPENSATION_FAILED: Final = "compensation.failed"
 
-INPUTS: Final = frozenset({WORKFLOW_STARTED, ACTIVITY_COMPLETED, ACTIVITY_FAILED, TIMER_FIRED})
-COMMANDS: Final = frozenset(
-    {ACTIVITY_SCHEDULED, TIMER_STARTED, TIMER_CANCELLED, EVENT_PUBLISHED, WORKFLOW_COMPLETED, WORKFLOW_FAILED}
+INPUTS: Final = frozenset(
+    {
+        WORKFLOW_STARTED,
+        WORKFLOW_CANCEL_REQUESTED,
+        ACTIVITY_COMPLETED,
+        ACTIVITY_FAILED,
+        TIMER_FIRED,
+        EVENT_RECEIVED,
+        MESSAGE_RECEIVED,
+        CHANNEL_JOINED,
+        CHANNEL_REFUSED,
+        SIGNAL_RECEIVED,
+        UPDATE_ACCEPTED,
+        CHILD_COMPLETED,
+        CHILD_FAILED,
+        CHILD_CANCELLED,
+    }
 )
+COMMANDS: Final = frozenset(
+    {
+        WORKFLOW_COMPLETED,
+        WORKFLOW_FAILED,
+        WORKFLOW_CANCELLED,
+        WORKFLOW_RECURRED,
+        ACTIVITY_SCHEDULED,
+        ACTIVITY_CANCELLED,
+        TIMER_STARTED,
+        TIMER_CANCELLED,
+        EVENT_PUBLISHED,
+        WAIT_STARTED,
+        WAIT_CANCELLED,
+        CHANNEL_SUBSCRIBED,
+        CHANNEL_UNSUBSCRIBED,
+        RECEIVE_STARTED,
+        RECEIVE_CANCELLED,
+        MESSAGE_SENT,
+        UPDATE_COMPLETED,
+        UPDATE_FAILED,
+        CHILD_STARTED,
+        CHILD_CANCEL_REQUESTED,
+        COMPENSATION_REGISTERED,
+        PATCH_MARKED,
+    }
+)
+ENDS: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED, WORKFLOW_RECURRED})
+"""After one of these nothing follows in the run."""
 
 
 @value
@@ -40,20 +115,41 @@ class HistoryEvent:
     """One row of the log. `seq` is dense from 1 within (instance_id, run). `at_us` is the log time in whole
     microseconds since 1970 UTC, the same for all events of one step; it is what `ctx.now()` shows.
 
-    `ref` names the activity, timer or publication. `payload` is raw JSON: the input, the arguments
-    `{"args": [...], "kwargs": {...}}`, a result, an error (see `failure`), or a published event's data.
+    `ref` names the activity, timer, wait, child or publication. `payload` is raw JSON: the input, the arguments
+    `{"args": [...], "kwargs": {...}}`, a result, an error (see `failure`), an event's or a message's data.
     `attrs` is small and JSON-able:
 
-    workflow.started         workflow, event_id, event_source; correlation_id, traceparent where given
-    workflow.parked          code, message, and expected/actual for a divergence
+    workflow.started         workflow, event_id, event_source; correlation_id, traceparent, version, begin_us,
+                             parent {id, run, ref, close}, mailbox (of the run before) where given
+    workflow.cancel_requested  reason, by (source of the command), event_id
+    workflow.cancelled       payload {"reason", "by"}
+    workflow.failed, .cancelled  compensation_failed: [activity ids], where there are any
+    workflow.recurred        payload: the new input; mailbox
+    workflow.compensating    outcome "failed" | "cancelled"; payload as that of the end
+    workflow.parked          code, message, undelivered, and expected/actual for a divergence
     activity.scheduled       name, queue; policy (RetryPolicy.to_json), timeout_s, total_timeout_s,
-                             deadline_us where set
+                             deadline_us, heartbeat_timeout_s, priority, compensate where set
     activity.attempt_failed  attempt, next_at_us, duration_us
     activity.retried         attempt
+    activity.heard           due_us: when the next heartbeat is missed
     activity.completed       attempt, duration_us, worker
     activity.failed          attempt, reason: "terminal" | "exhausted" | "timeout"
+    compensation.registered  as activity.scheduled; payload: the arguments
+    compensation.scheduled, .completed, .failed  as those of activities; ref: that of the activity it undoes
     timer.started            due_us
     event.published          type, source, subject, topic, id
+    wait.started             type, match
+    event.received           type, source, id, subject, time, extensions; ref: the wait, None: for the mailbox
+    channel.subscribed       channel, mode; ref: the subscription
+    channel.joined, .refused  channel, mode; message
+    receive.started          channel
+    message.sent             channel; one of: to (instance id), group; metadata
+    message.received         channel, id, sender, metadata, sent_us; ref: the receive, None: for the mailbox
+    signal.received          name, event_id, event_source
+    update.accepted          name, event_id, event_source; ref: the update
+    update.completed, .failed  payload: the result or the error
+    child.started            id, workflow, close "cancel" | "abandon"; payload: the input
+    child.completed, .failed, .cancelled  payload: output, error, {"reason"}
     """
 
     instance_id: str

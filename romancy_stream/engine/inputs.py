@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from romancy_stream.engine.commit import ActivityKey, InstanceRow, RecordedResult, Rejection, TimerRow
+from romancy_stream.engine.commit import (
+    ActivityKey,
+    Heartbeat,
+    InstanceRow,
+    RecordedResult,
+    Rejection,
+    StoredEntity,
+    TimerRow,
+    Tombstone,
+)
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import Malformed
@@ -46,7 +55,36 @@ class Refused:
     message: str
 
 
-Input = Received | TimerDue | Unpark | Refused
+@dataclass(frozen=True, slots=True)
+class ItemExpired:
+    """The time of something that an entity keeps is over."""
+
+    part: int
+    entity: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """A finished instance that is older than `before_us`, the end of the time for which finished ones are kept."""
+
+    part: int
+    instance_id: str
+    before_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLapsed:
+    """The worker of a long attempt has not been heard of for longer than its lease."""
+
+    part: int
+    instance_id: str
+    run: int
+    activity_id: str
+    attempt: int
+
+
+Input = Received | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseLapsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +107,8 @@ class Loaded:
     rejections: Mapping[str, Rejection] = field(default_factory=dict)
     histories: Mapping[str, list[HistoryEvent]] = field(default_factory=dict)
     closed: Mapping[ActivityKey, RecordedResult] = field(default_factory=dict)
+    tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
+    entities: Mapping[str, StoredEntity] = field(default_factory=dict)
+    taken_in: frozenset[tuple[int, str]] = frozenset()
+    heartbeats: Mapping[ActivityKey, Heartbeat] = field(default_factory=dict)
+    prefixes: Mapping[tuple[str, int], Sequence[HistoryEvent]] = field(default_factory=dict)

@@ -6,20 +6,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from dataclasses import field
 from random import Random
 from typing import Any, Final
 from uuid import UUID
 
+from romancy_stream.engine import children, handlers, subscriptions, waits
 from romancy_stream.engine import history as h
+from romancy_stream.engine.children import Children
 from romancy_stream.engine.definitions import ActivityCall, Publication, WorkflowDef, set_current_scope
 from romancy_stream.engine.failure import decode_error, encode_error
+from romancy_stream.engine.handlers import Handlers
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import LATEST_US, WorkflowLoop, WorkflowTimer
 from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
+from romancy_stream.engine.subscriptions import Subscriptions
+from romancy_stream.engine.waits import Waits
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire.value import value
@@ -60,6 +65,10 @@ class LiveInstance:
         self._counters: dict[str, int] = {}
         self._random: Random | None = None
         self.arguments: Any = None  # decoded already, by who accepted the start
+        self.waits = Waits(self)
+        self.subscriptions = Subscriptions(self)
+        self.handlers = Handlers(self)
+        self.children = Children(self)
 
     # -- Scope: what workflow code sees --------------------------------------------------------------------------
     @property
@@ -91,15 +100,15 @@ class LiveInstance:
             attrs["total_timeout_s"] = call.total_timeout_s
             attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
         self._waiting[activity_id] = future
-        self._commands.append(Command(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args))
+        self.emit(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args)
         return future
 
     def _take_id(self, call: ActivityCall) -> str:
         activity_id = call.activity_id
         if activity_id is None:
-            activity_id = f"{call.name}:{self._count(call.name)}"
+            activity_id = f"{call.name}:{self.count(call.name)}"
             while activity_id in self._ids:  # taken by a manual id
-                activity_id = f"{call.name}:{self._count(call.name)}"
+                activity_id = f"{call.name}:{self.count(call.name)}"
         elif activity_id in self._ids:
             raise DuplicateActivityIdError(
                 f"activity id {activity_id!r} is taken in instance {self.instance_id}; "
@@ -110,9 +119,33 @@ class LiveInstance:
         self._ids.add(activity_id)
         return activity_id
 
-    def _count(self, name: str) -> int:
+    # -- for the parts: waits, subscriptions, handlers, children -------------------------------------------------
+    def emit(
+        self, kind: str, ref: str | None = None, attrs: dict[str, Any] | None = None, payload: bytes | None = None
+    ) -> None:
+        """A command. Refused with Evicted while the instance leaves the cache, once a future was asked for."""
+        self._commands.append(Command(kind, ref, attrs or {}, payload))
+
+    def take_back(self, kind: str, ref: str) -> bool:
+        """Removes a command of this step that nobody has seen yet, and says whether there was one."""
+        for index, command in enumerate(self._commands):
+            if command.kind == kind and command.ref == ref:
+                del self._commands[index]
+                return True
+        return False
+
+    def count(self, name: str) -> int:
+        """1, 2, 3 ... for each name. Names of the engine's own end with a colon."""
         number = self._counters[name] = self._counters.get(name, 0) + 1
         return number
+
+    @property
+    def loop(self) -> WorkflowLoop:
+        return self._loop
+
+    @property
+    def definition(self) -> WorkflowDef:
+        return self._definition
 
     def start_timer(self, due_us: int) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -125,31 +158,27 @@ class LiveInstance:
         for name in ("source", "subject", "topic"):
             if (value := getattr(publication, name)) is not None:
                 attrs[name] = value
-        ref = f"event:{self._count('event:')}"
-        self._commands.append(Command(h.EVENT_PUBLISHED, ref, attrs, publication.data))
+        self.emit(h.EVENT_PUBLISHED, f"event:{self.count('event:')}", attrs, publication.data)
 
     # -- TimerHost -----------------------------------------------------------------------------------------------
     def timer_started(self, handle: WorkflowTimer) -> None:
-        handle.timer_id = timer_id = f"{USER_TIMER}{self._count(USER_TIMER)}"
+        handle.timer_id = timer_id = f"{USER_TIMER}{self.count(USER_TIMER)}"
         self._timers[timer_id] = handle
-        self._commands.append(Command(h.TIMER_STARTED, timer_id, {"due_us": handle.due_us}))
+        self.emit(h.TIMER_STARTED, timer_id, {"due_us": handle.due_us})
 
     def timer_cancelled(self, handle: WorkflowTimer) -> None:
         timer_id, handle.timer_id = handle.timer_id, None
         if timer_id is None or self._timers.pop(timer_id, None) is None:
             return
-        for index, command in enumerate(self._commands):
-            if command.kind == h.TIMER_STARTED and command.ref == timer_id:
-                del self._commands[index]  # started and cancelled within one step: nobody needs to know
-                return
-        self._commands.append(Command(h.TIMER_CANCELLED, timer_id))
+        if not self.take_back(h.TIMER_STARTED, timer_id):  # else: within one step, which nobody needs to know
+            self.emit(h.TIMER_CANCELLED, timer_id)
 
     # -- for the engine: call inside `stepping_aside` ------------------------------------------------------------
     def deliver(self, event: HistoryEvent) -> list[Command]:
         """Runs the code on one input until it waits again. InvalidInputError: the input of `workflow.started` no
         longer fits the code. StepTooLong: the code does not come to rest."""
         self._loop.now_us = event.at_us
-        _DELIVER[event.kind](self, event)
+        DELIVER[event.kind](self, event)
         set_current_scope(self)
         try:
             self._loop.run_until_idle()
@@ -207,12 +236,17 @@ class LiveInstance:
         return Command(h.WORKFLOW_FAILED, payload=encode_error(error, retryable=False))
 
 
-_DELIVER = {
+DELIVER: Final[dict[str, Callable[[LiveInstance, HistoryEvent], None]]] = {
     h.WORKFLOW_STARTED: LiveInstance._started,
     h.ACTIVITY_COMPLETED: LiveInstance._activity_completed,
     h.ACTIVITY_FAILED: LiveInstance._activity_failed,
     h.TIMER_FIRED: LiveInstance._timer_fired,
+    **waits.DELIVER,
+    **subscriptions.DELIVER,
+    **handlers.DELIVER,
+    **children.DELIVER,
 }
+"""What an input does to a live instance, by kind."""
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -249,6 +283,8 @@ def replay(live: LiveInstance, events: Iterable[HistoryEvent]) -> list[HistoryEv
                 outstanding.extend(live.deliver(event))
         elif event.kind in h.COMMANDS:
             _check(live, outstanding, event)
+        elif event.kind == h.WORKFLOW_COMPENSATING:
+            break  # the code has ended; what follows is the engine's
     _expect_none(live, outstanding, None)
     live.replaying = False
     return kept

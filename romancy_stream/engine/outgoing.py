@@ -54,7 +54,9 @@ def task(source: str, state: InstanceState, activity: ActivityState, time: str) 
 
 def happened(source: str, type_: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:
     """An instance started, completed or failed."""
-    data = b'{"%s":%s}' % (_DATA_NAME[type_], event.payload if event.payload is not None else b"null")
+    data = event.payload if event.payload is not None else b"null"
+    if type_ in _DATA_NAME:
+        data = b'{"%s":%s}' % (_DATA_NAME[type_], data)
     extensions = {
         w.X_PARTITION_KEY: state.instance_id,
         w.X_WORKFLOW: state.workflow,
@@ -75,8 +77,37 @@ def happened(source: str, type_: str, state: InstanceState, event: HistoryEvent,
     )
 
 
-_DATA_NAME = {w.STARTED: b"input", w.COMPLETED: b"output", w.FAILED: b"error"}
-HAPPENED = {h.WORKFLOW_STARTED: w.STARTED, h.WORKFLOW_COMPLETED: w.COMPLETED, h.WORKFLOW_FAILED: w.FAILED}
+_DATA_NAME = {
+    w.STARTED: b"input",
+    w.COMPLETED: b"output",
+    w.FAILED: b"error",
+    w.RECURRED: b"input",
+}
+HAPPENED = {
+    h.WORKFLOW_STARTED: w.STARTED,
+    h.WORKFLOW_COMPLETED: w.COMPLETED,
+    h.WORKFLOW_FAILED: w.FAILED,
+    h.WORKFLOW_CANCELLED: w.CANCELLED,
+    h.WORKFLOW_RECURRED: w.RECURRED,
+}
+
+
+def answered(source: str, command: WireEvent, instance_id: str, data: bytes, time: str) -> WireEvent:
+    """What came of a command. Its id is that of the command, so a second look says the same."""
+    return WireEvent(
+        id=short_id(f"{instance_id}/answer/{command.id}"),
+        source=source,
+        type=w.ANSWERED,
+        subject=instance_id,
+        data=data,
+        time=time,
+        extensions={
+            w.X_PARTITION_KEY: instance_id,
+            w.X_INSTANCE: instance_id,
+            w.X_CAUSATION: command.id,
+            w.X_CAUSATION_SOURCE: command.source,
+        },
+    )
 
 
 def published(source: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:

@@ -7,14 +7,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import (
     BACKING_OFF,
+    CANCELLED,
+    COMPENSATING,
     COMPLETED,
     FAILED,
     FINISHED,
+    RECURRED,
     RUNNING,
     SCHEDULED,
+    WAITING_FOR_EVENT,
+    WAITING_FOR_MESSAGE,
     WAITING_FOR_TIMER,
     ActivityRow,
     InstanceRow,
@@ -26,6 +33,11 @@ ABANDONED = "abandoned"  # still open when its workflow ended
 USER_TIMER = "timer:"
 RETRY_TIMER = "retry:"
 DEADLINE_TIMER = "deadline:"
+HEARTBEAT_TIMER = "heartbeat:"
+UNDO = "undo:"
+"""Before the id of an activity: that of its compensation."""
+WAITING_FOR_LIMIT = 20
+"""Of what an instance waits for, in its row: for people to read."""
 
 
 @dataclass(slots=True)
@@ -47,9 +59,22 @@ class ActivityState:
 
 
 @dataclass(slots=True)
+class Undo:
+    """A compensation that is due should the workflow fail. `args` as those of an activity, `result` that of what it
+    undoes (None where it was registered by hand), `attrs` those of its `activity.scheduled` to be."""
+
+    ref: str
+    args: bytes | None
+    result: bytes | None
+    attrs: dict[str, Any]
+
+
+@dataclass(slots=True)
 class InstanceState:
-    """Current state of one run. `activities` and `timers` hold what is open; what changed since `take_changes`
-    stands in `changed` and `timers_before` (timer id -> was it there before the batch?)."""
+    """Current state of one run. `activities`, `timers`, `waits`, `receives`, `children` hold what is open, with the
+    attrs of the event that opened it; what changed since `clear_changes` stands in `changed` and `timers_before`
+    (timer id -> was it there before the batch?). `subscriptions`: channel -> mode, once the channel has agreed.
+    `undo` stands in the order of completion: the last is undone first."""
 
     instance_id: str
     run: int
@@ -68,6 +93,18 @@ class InstanceState:
     parked: str | None = None
     activities: dict[str, ActivityState] = field(default_factory=dict)
     timers: dict[str, int] = field(default_factory=dict)
+    version: str | None = None
+    parent: dict[str, Any] | None = None
+    cancel: dict[str, Any] | None = None
+    waits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    receives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    joining: dict[str, dict[str, Any]] = field(default_factory=dict)
+    subscriptions: dict[str, str] = field(default_factory=dict)
+    children: dict[str, dict[str, Any]] = field(default_factory=dict)
+    updates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    undo: list[Undo] = field(default_factory=list)
+    undo_failed: list[str] = field(default_factory=list)
+    compensating: HistoryEvent | None = None
     changed: dict[str, ActivityState] = field(default_factory=dict)
     timers_before: dict[str, bool] = field(default_factory=dict)
 
@@ -75,9 +112,26 @@ class InstanceState:
     def status(self) -> str:
         if self.finished is not None:
             return self.finished
-        if not self.activities and any(timer.startswith(USER_TIMER) for timer in self.timers):
+        if self.compensating is not None:
+            return COMPENSATING
+        if self.activities or self.children or self.updates:
+            return RUNNING
+        if self.waits or self.receives or self.joining:
+            if self.receives and not self.waits:
+                return WAITING_FOR_MESSAGE
+            return WAITING_FOR_EVENT if self.waits and not self.receives else RUNNING
+        if any(timer.startswith(USER_TIMER) for timer in self.timers):
             return WAITING_FOR_TIMER
         return RUNNING
+
+    @property
+    def waiting_for(self) -> bytes | None:
+        if not (self.waits or self.receives or self.children) or self.finished is not None:
+            return None
+        texts = [f"event {attrs['type']}" for attrs in self.waits.values()]
+        texts += [f"message {attrs['channel']}" for attrs in self.receives.values()]
+        texts += [f"child {attrs['id']}" for attrs in self.children.values()]
+        return orjson.dumps(texts[:WAITING_FOR_LIMIT])
 
     def row(self) -> InstanceRow:
         return InstanceRow(
@@ -96,6 +150,9 @@ class InstanceState:
             self.parked,
             self.event_source,
             self.event_id,
+            None if self.parent is None else self.parent["id"],
+            self.waiting_for,
+            self.version,
         )
 
     def activity_row(self, a: ActivityState) -> ActivityRow:
@@ -141,8 +198,8 @@ class InstanceState:
         if status == FAILED:
             activity.error = event.payload
         self.changed[event.ref] = activity
-        self.drop_timer(RETRY_TIMER + event.ref)
-        self.drop_timer(DEADLINE_TIMER + event.ref)
+        for prefix in (RETRY_TIMER, DEADLINE_TIMER, HEARTBEAT_TIMER):
+            self.drop_timer(prefix + event.ref)
 
     def end(self, event: HistoryEvent, status: str) -> None:
         self.finished, self.finished_us = status, event.at_us
@@ -154,6 +211,8 @@ class InstanceState:
         self.activities.clear()
         for timer_id in list(self.timers):
             self.drop_timer(timer_id)
+        for open_ in (self.waits, self.receives, self.joining, self.subscriptions, self.children, self.updates):
+            open_.clear()
 
 
 def begin(event: HistoryEvent, part: int) -> InstanceState:
@@ -169,6 +228,9 @@ def begin(event: HistoryEvent, part: int) -> InstanceState:
         event_id=event.attrs["event_id"],
         seq=event.seq,
         updated_us=event.at_us,
+        version=event.attrs.get("version"),
+        parent=event.attrs.get("parent"),
+        subscriptions=dict(event.attrs.get("subscriptions", {})),
     )
 
 
@@ -192,13 +254,32 @@ def fold(events: Iterable[HistoryEvent], part: int) -> InstanceState:
 
 def _scheduled(state: InstanceState, event: HistoryEvent) -> None:
     assert event.ref is not None
+    _open_activity(state, event, event.ref)
+
+
+def _open_activity(state: InstanceState, event: HistoryEvent, activity_id: str) -> None:
     attrs = event.attrs
     activity = ActivityState(
-        event.ref, attrs["name"], attrs["queue"], event.at_us, event.payload, attrs, updated_us=event.at_us
+        activity_id, attrs["name"], attrs["queue"], event.at_us, event.payload, attrs, updated_us=event.at_us
     )
-    state.activities[event.ref] = state.changed[event.ref] = activity
+    state.activities[activity_id] = state.changed[activity_id] = activity
     if "deadline_us" in attrs:
-        state.set_timer(DEADLINE_TIMER + event.ref, attrs["deadline_us"])
+        state.set_timer(DEADLINE_TIMER + activity_id, attrs["deadline_us"])
+    _expect_heartbeat(state, activity, event.at_us)
+
+
+def _expect_heartbeat(state: InstanceState, activity: ActivityState, now_us: int) -> None:
+    timeout_s = activity.attrs.get("heartbeat_timeout_s")
+    if timeout_s is not None:
+        state.set_timer(HEARTBEAT_TIMER + activity.activity_id, now_us + round(timeout_s * 1_000_000))
+
+
+def _activity_completed(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    compensate = state.activities[event.ref].attrs.get("compensate")
+    if compensate is not None:
+        state.undo.append(Undo(event.ref, compensate["args"].encode(), event.payload, compensate["attrs"]))
+    state.end_activity(event, COMPLETED)
 
 
 def _attempt_failed(state: InstanceState, event: HistoryEvent) -> None:
@@ -209,6 +290,7 @@ def _attempt_failed(state: InstanceState, event: HistoryEvent) -> None:
     activity.next_attempt_us = event.attrs["next_at_us"]
     state.changed[event.ref] = activity
     state.set_timer(RETRY_TIMER + event.ref, event.attrs["next_at_us"])
+    state.drop_timer(HEARTBEAT_TIMER + event.ref)
 
 
 def _retried(state: InstanceState, event: HistoryEvent) -> None:
@@ -218,6 +300,12 @@ def _retried(state: InstanceState, event: HistoryEvent) -> None:
     activity.updated_us, activity.next_attempt_us = event.at_us, None
     state.changed[event.ref] = activity
     state.drop_timer(RETRY_TIMER + event.ref)
+    _expect_heartbeat(state, activity, event.at_us)
+
+
+def _heard(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    state.set_timer(HEARTBEAT_TIMER + event.ref, event.attrs["due_us"])
 
 
 def _timer_started(state: InstanceState, event: HistoryEvent) -> None:
@@ -240,6 +328,15 @@ def _failed(state: InstanceState, event: HistoryEvent) -> None:
     state.end(event, FAILED)
 
 
+def _cancelled(state: InstanceState, event: HistoryEvent) -> None:
+    state.error = event.payload
+    state.end(event, CANCELLED)
+
+
+def _recurred(state: InstanceState, event: HistoryEvent) -> None:
+    state.end(event, RECURRED)
+
+
 def _parked(state: InstanceState, event: HistoryEvent) -> None:
     state.parked = event.attrs["message"]
 
@@ -248,24 +345,125 @@ def _resumed(state: InstanceState, event: HistoryEvent) -> None:
     state.parked = None
 
 
+def _cancel_requested(state: InstanceState, event: HistoryEvent) -> None:
+    state.cancel = event.attrs
+
+
+# -- compensation ----------------------------------------------------------------------------------------------------
+def _registered(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    state.undo.append(Undo(event.ref, event.payload, None, event.attrs))
+
+
+def _compensating(state: InstanceState, event: HistoryEvent) -> None:
+    """What the code still had open is over; what it completed is undone from here on."""
+    state.end(event, COMPENSATING)
+    state.finished = state.finished_us = None
+    state.compensating = event
+    state.parked = None
+
+
+def _compensation_scheduled(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    state.undo = [undo for undo in state.undo if undo.ref != event.ref]
+    _open_activity(state, event, UNDO + event.ref)
+
+
+def _compensation_ended(status: str) -> Any:
+    def end(state: InstanceState, event: HistoryEvent) -> None:
+        assert event.ref is not None
+        if status == FAILED:
+            state.undo_failed.append(event.ref)
+        named = HistoryEvent(
+            event.instance_id,
+            event.run,
+            event.seq,
+            event.at_us,
+            event.kind,
+            UNDO + event.ref,
+            event.attrs,
+            event.payload,
+        )
+        state.end_activity(named, status)
+
+    return end
+
+
+# -- what an instance waits for --------------------------------------------------------------------------------------
+def _opens(name: str) -> Any:
+    def open_(state: InstanceState, event: HistoryEvent) -> None:
+        getattr(state, name)[event.ref] = event.attrs
+
+    return open_
+
+
+def _closes(name: str) -> Any:
+    def close(state: InstanceState, event: HistoryEvent) -> None:
+        getattr(state, name).pop(event.ref, None)
+
+    return close
+
+
+def _joined(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    del state.joining[event.ref]
+    state.subscriptions[event.attrs["channel"]] = event.attrs["mode"]
+
+
+def _unsubscribed(state: InstanceState, event: HistoryEvent) -> None:
+    state.subscriptions.pop(event.attrs["channel"], None)
+
+
 def _nothing(state: InstanceState, event: HistoryEvent) -> None:
     """A recorded step that no table shows."""
 
 
 _APPLY = {
+    h.WORKFLOW_COMPLETED: _completed,
+    h.WORKFLOW_FAILED: _failed,
+    h.WORKFLOW_CANCELLED: _cancelled,
+    h.WORKFLOW_RECURRED: _recurred,
+    h.WORKFLOW_PARKED: _parked,
+    h.WORKFLOW_RESUMED: _resumed,
+    h.WORKFLOW_CANCEL_REQUESTED: _cancel_requested,
+    h.WORKFLOW_COMPENSATING: _compensating,
     h.ACTIVITY_SCHEDULED: _scheduled,
     h.ACTIVITY_ATTEMPT_FAILED: _attempt_failed,
     h.ACTIVITY_RETRIED: _retried,
-    h.ACTIVITY_COMPLETED: lambda state, event: state.end_activity(event, COMPLETED),
+    h.ACTIVITY_HEARD: _heard,
+    h.ACTIVITY_COMPLETED: _activity_completed,
     h.ACTIVITY_FAILED: lambda state, event: state.end_activity(event, FAILED),
+    h.ACTIVITY_CANCELLED: lambda state, event: state.end_activity(event, CANCELLED),
+    h.COMPENSATION_REGISTERED: _registered,
+    h.COMPENSATION_SCHEDULED: _compensation_scheduled,
+    h.COMPENSATION_COMPLETED: _compensation_ended(COMPLETED),
+    h.COMPENSATION_FAILED: _compensation_ended(FAILED),
     h.TIMER_STARTED: _timer_started,
     h.TIMER_FIRED: _timer_gone,
     h.TIMER_CANCELLED: _timer_gone,
     h.EVENT_PUBLISHED: _nothing,
-    h.WORKFLOW_COMPLETED: _completed,
-    h.WORKFLOW_FAILED: _failed,
-    h.WORKFLOW_PARKED: _parked,
-    h.WORKFLOW_RESUMED: _resumed,
+    h.WAIT_STARTED: _opens("waits"),
+    h.WAIT_CANCELLED: _closes("waits"),
+    h.EVENT_RECEIVED: _closes("waits"),
+    h.CHANNEL_SUBSCRIBED: _opens("joining"),
+    h.CHANNEL_JOINED: _joined,
+    h.CHANNEL_REFUSED: _closes("joining"),
+    h.CHANNEL_UNSUBSCRIBED: _unsubscribed,
+    h.RECEIVE_STARTED: _opens("receives"),
+    h.RECEIVE_CANCELLED: _closes("receives"),
+    h.MESSAGE_RECEIVED: _closes("receives"),
+    h.MESSAGE_SENT: _nothing,
+    h.SIGNAL_RECEIVED: _nothing,
+    h.UPDATE_ACCEPTED: _opens("updates"),
+    h.UPDATE_COMPLETED: _closes("updates"),
+    h.UPDATE_FAILED: _closes("updates"),
+    h.CHILD_STARTED: _opens("children"),
+    h.CHILD_COMPLETED: _closes("children"),
+    h.CHILD_FAILED: _closes("children"),
+    h.CHILD_CANCELLED: _closes("children"),
+    h.CHILD_CANCEL_REQUESTED: _nothing,
+    h.PATCH_MARKED: _nothing,
 }
 
-assert {COMPLETED, FAILED} <= FINISHED
+assert {COMPLETED, FAILED, CANCELLED} <= FINISHED
+assert {*_APPLY, h.WORKFLOW_STARTED} >= h.INPUTS | h.COMMANDS

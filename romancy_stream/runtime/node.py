@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from romancy_stream.broker.port import Broker
-from romancy_stream.engine.core import CoreConfig
+from romancy_stream.engine.config import CoreConfig
 from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy

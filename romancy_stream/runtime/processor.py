@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import Commit, Mark
 from romancy_stream.engine.core import EngineCore
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, Unpark
+from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, TimerDue, Unpark
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
@@ -232,14 +233,8 @@ class Processor:
             self._published(commit)
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:
-        missing = self.core.missing(inputs)
-        loaded = await self._load(missing) if missing else Loaded()
-        self.core.load(loaded)
         now_us = self._clock.now_us()
-        closings = self.core.closings(inputs, now_us)
-        if closings:
-            closed = await self._ask(lambda: self._store.close_activities(closings, now_us))
-            self.core.load(Loaded(loaded.instances, loaded.rejections, {}, closed))
+        await self._prepare(inputs, now_us)
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
         commit = self.core.handle(inputs, now_us, touch & self.core.owned)
@@ -248,11 +243,39 @@ class Processor:
         commit.offsets = _offsets(inputs)
         return commit
 
-    async def _load(self, missing: Sequence[str]) -> Loaded:
-        known = await self._ask(lambda: self._store.known(missing))
-        open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
-        histories = await self._ask(lambda: self._store.histories(open_ids)) if open_ids else {}
-        return Loaded(known.instances, known.rejections, {i: list(events) for i, events in histories.items()})
+    async def _prepare(self, inputs: Sequence[Input], now_us: int) -> None:
+        """Gives the core what it has to know before it decides."""
+        loaded = await self._load(inputs)
+        self.core.load(loaded)
+        more: dict[str, Any] = {}
+        if prefixes := self.core.prefixes(inputs):
+            more["prefixes"] = await self._ask(lambda: self._store.history_prefixes(prefixes))
+        if beating := self.core.beating(inputs):
+            more["heartbeats"] = await self._ask(lambda: self._store.heartbeats(beating))
+        if more:
+            loaded = replace(loaded, histories={}, entities={}, **more)
+            self.core.load(loaded)
+        if closings := self.core.closings(inputs, now_us):
+            closed = await self._ask(lambda: self._store.close_activities(closings, now_us))
+            self.core.load(replace(loaded, histories={}, entities={}, closed=closed))
+
+    async def _load(self, inputs: Sequence[Input]) -> Loaded:
+        found: dict[str, Any] = {}
+        if missing := self.core.missing(inputs):
+            known = await self._ask(lambda: self._store.known(missing))
+            open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
+            histories = await self._ask(lambda: self._store.histories(open_ids)) if open_ids else {}
+            found = {
+                "instances": known.instances,
+                "rejections": known.rejections,
+                "tombstones": known.tombstones,
+                "histories": {i: list(events) for i, events in histories.items()},
+            }
+        if names := self.core.missing_entities(inputs):
+            found["entities"] = await self._ask(lambda: self._store.entities(names))
+        if keys := self.core.intake_keys(inputs):
+            found["taken_in"] = frozenset(await self._ask(lambda: self._store.taken_in(keys)))
+        return Loaded(**found)
 
     def _published(self, commit: Commit) -> None:
         self._relay.post(commit.outbox)
@@ -345,10 +368,10 @@ class Processor:
         if isinstance(one, Received):
             code = "kills_its_owner" if isinstance(error, EngineError) else "refused_by_database"
             commit = await self._decide([Refused(one, code, reason)])
-        elif isinstance(one, Unpark | Refused):
-            return  # it stays parked; what was set aside is not looked at again
+        elif not isinstance(one, TimerDue):
+            return  # the next sweep comes upon it again; what is parked stays parked
         else:
-            self.core.load(await self._load([one.instance_id]))
+            self.core.load(await self._load([one]))
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.commit import Commit
-from romancy_stream.engine.core import CoreConfig, EngineCore
+from romancy_stream.engine.config import CoreConfig
+from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.definitions import Registry
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, EngineError, StoreUnavailableError
 from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor

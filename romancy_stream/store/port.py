@@ -16,13 +16,12 @@ from romancy_stream.engine.commit import (
     ActivityKey,
     ActivityRow,
     Commit,
-    EntityRow,
+    Heartbeat,
     InstanceRow,
-    ItemRow,
-    MemberRow,
     OutboxRow,
     RecordedResult,
     Rejection,
+    StoredEntity,
     TimerRow,
     Tombstone,
 )
@@ -54,25 +53,6 @@ class Known:
     instances: Mapping[str, InstanceRow]
     rejections: Mapping[str, Rejection]
     tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEntity:
-    """An entity as it was last committed; members and items by seq."""
-
-    row: EntityRow
-    members: Sequence[MemberRow]
-    items: Sequence[ItemRow]
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """The last one of an activity, whichever attempt it came from. `details` is JSON."""
-
-    key: ActivityKey
-    attempt: int
-    at_us: int
-    details: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +172,9 @@ class Store(Protocol):
         """Which of these (part, digest) the intake table holds."""
         ...
 
-    async def history_prefixes(self, ids: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], Sequence[HistoryEvent]]:
+    async def history_prefixes(
+        self, ids: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Sequence[HistoryEvent]]:
         """Of these (instance_id, run), whatever became of them, by seq."""
         ...
 

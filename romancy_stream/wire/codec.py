@@ -44,10 +44,11 @@ _BATCHED: Final = "application/cloudevents-batch"
 _HEADERS_CACHE_LIMIT: Final = 1_024
 
 # Written by the engine and its workers: their ids are derived from others, their data may wrap what a user gave.
-_ENGINE_TYPES: Final = frozenset({w.TASK, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED, w.DEAD_LETTER})
-_ENGINE_EVENTS: Final = frozenset({w.STARTED, w.COMPLETED, w.FAILED, w.CANCELLED, w.REJECTED, w.RECURRED})
+_INTERNAL: Final = frozenset({w.TO_INSTANCE, w.TO_ENTITY})
+_ENGINE_TYPES: Final = frozenset({w.TASK, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED, w.DEAD_LETTER}) | _INTERNAL
+_ENGINE_EVENTS: Final = frozenset({w.STARTED, w.COMPLETED, w.FAILED, w.CANCELLED, w.REJECTED, w.RECURRED, w.ANSWERED})
 _DERIVED_IDS: Final = _ENGINE_TYPES | _ENGINE_EVENTS
-_WRAPPED: Final = frozenset({w.TASK, w.DEAD_LETTER}) | _ENGINE_EVENTS
+_WRAPPED: Final = frozenset({w.TASK, w.DEAD_LETTER}) | _INTERNAL | _ENGINE_EVENTS
 
 _NAMED: Final = frozenset({"specversion", "id", "source", "type", "subject", "time", "datacontenttype"})
 _KEYS: Final = (w.X_WORKFLOW, w.X_INSTANCE, w.X_ACTIVITY, w.X_ACTIVITY_ID, w.X_NAME)

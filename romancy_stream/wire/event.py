@@ -32,6 +32,11 @@ START: Final = "romancy.workflow.start"
 CANCEL: Final = "romancy.workflow.cancel"
 SIGNAL: Final = "romancy.workflow.signal"
 UPDATE: Final = "romancy.workflow.update"
+RETRY: Final = "romancy.workflow.retry"
+RESET: Final = "romancy.workflow.reset"
+FORK: Final = "romancy.workflow.fork"
+DELETE: Final = "romancy.workflow.delete"
+CHANNEL_PUBLISH: Final = "romancy.channel.publish"
 
 TASK: Final = "romancy.activity.requested"
 ACTIVITY_COMPLETED: Final = "romancy.activity.completed"
@@ -43,6 +48,11 @@ FAILED: Final = "romancy.workflow.failed"
 CANCELLED: Final = "romancy.workflow.cancelled"
 REJECTED: Final = "romancy.workflow.rejected"
 RECURRED: Final = "romancy.workflow.recurred"
+ANSWERED: Final = "romancy.command.answered"
+
+# From partition to partition, over `results` only.
+TO_INSTANCE: Final = "romancy.internal.instance"
+TO_ENTITY: Final = "romancy.internal.entity"
 
 DEAD_LETTER: Final = "romancy.record.deadlettered"
 
@@ -62,6 +72,14 @@ X_RETRY_ON: Final = "romancyretryon"  # error classes of the call's retry policy
 X_NO_RETRY_ON: Final = "romancynoretryon"
 X_WORKER: Final = "romancyworker"
 X_NAME: Final = "romancyname"  # of the signal's or update's handler
+X_OP: Final = "romancyop"  # of an internal message: what is to be done
+X_REF: Final = "romancyref"  # of an internal message: the wait, subscription, child it is about
+X_META: Final = "romancymeta"  # of an internal message: bytes of its JSON of details, at the head of the data
+X_ROUTE: Final = "romancyroute"  # of a user event that was handed on: for what
+X_CHANNEL: Final = "romancychannel"
+X_BEGIN: Final = "romancybegin"  # of a start: not before this time, RFC 3339
+X_REUSE: Final = "romancyreuse"  # of a start: what to do with a finished instance of this id
+X_PRIORITY: Final = "romancypriority"
 X_CONTENT_TYPE: Final = "romancycontenttype"  # what the data was before it became a JSON string on arrival
 X_CORRELATION: Final = "correlationid"
 X_CAUSATION: Final = "causationid"
@@ -70,6 +88,11 @@ X_SEQUENCE: Final = "sequence"
 X_PARTITION_KEY: Final = "partitionkey"
 X_TRACEPARENT: Final = "traceparent"  # W3C Trace Context, as the CloudEvents extension of that name
 X_TRACESTATE: Final = "tracestate"
+
+
+def whole_number(text: str) -> int | None:
+    """Of an attribute that somebody else wrote: ASCII digits, as many as a BIGINT has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 # -- topics ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -17,13 +18,20 @@ from romancy_stream.engine.commit import (
     ActivityRow,
     Commit,
     DeadLetter,
+    EntityRow,
+    Heartbeat,
     InstanceRow,
+    ItemRow,
+    MemberRow,
     OutboxRow,
     RecordedResult,
     Rejection,
+    StoredEntity,
     TimerRow,
+    Tombstone,
 )
-from romancy_stream.engine.core import CoreConfig, EngineCore
+from romancy_stream.engine.config import CoreConfig
+from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Unpark
@@ -50,10 +58,11 @@ class World:
         partitions: int = 1,
         cached: int = 1_000,
         policy: RetryPolicy | None = None,
+        **config: Any,
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
         self.answers: Mapping[str, Answer] = answers or {}
-        self.config = CoreConfig(NAMESPACE, partitions, policy or RetryPolicy(), cached)
+        self.config = CoreConfig(NAMESPACE, partitions, policy or RetryPolicy(), cached, **config)
         self.now_us = START_US
         self.history: dict[str, list[HistoryEvent]] = defaultdict(list)
         self.instances: dict[str, InstanceRow] = {}
@@ -61,6 +70,12 @@ class World:
         self.timers: dict[tuple[str, int, str], TimerRow] = {}
         self.rejections: dict[str, Rejection] = {}
         self.results: dict[ActivityKey, RecordedResult] = {}
+        self.entities: dict[str, EntityRow] = {}
+        self.members: dict[tuple[str, str, str], MemberRow] = {}
+        self.items: dict[tuple[str, int], ItemRow] = {}
+        self.intake: dict[tuple[int, str], int] = {}
+        self.tombstones: dict[str, Tombstone] = {}
+        self.heartbeats: dict[ActivityKey, Heartbeat] = {}
         self.dead_letters: list[DeadLetter] = []
         self.outbox: list[OutboxRow] = []
         self.events: list[WireEvent] = []
@@ -155,25 +170,40 @@ class World:
         records, self.pending = self.pending, []
         inputs = [*inputs, *(Received(record, decode(record)) for record in records)]
         inputs += self.core.timers.due(self.now_us, 1_000)
-        missing = self.core.missing(inputs)
-        known = {i: self.instances[i] for i in missing if i in self.instances}
-        loaded = Loaded(
-            known,
-            {i: self.rejections[i] for i in missing if i in self.rejections},
-            {i: list(self.history[i]) for i, row in known.items() if row.finished_us is None},
-        )
+        loaded = self._loaded(inputs)
+        self.core.load(loaded)
+        prefixes = {(i, run): self.run_of(i, run) for i, run in self.core.prefixes(inputs)}
+        heartbeats = {key: self.heartbeats[key] for key in self.core.beating(inputs) if key in self.heartbeats}
+        loaded = replace(loaded, histories={}, entities={}, prefixes=prefixes, heartbeats=heartbeats)
         self.core.load(loaded)
         closed = {}
         for key in self.core.closings(inputs, self.now_us):
             closed[key] = self.results.setdefault(key, RecordedResult(key, 0, "closed", None, None, self.now_us))
-        if closed:
-            self.core.load(Loaded(loaded.instances, loaded.rejections, {}, closed))
+        self.core.load(replace(loaded, closed=closed))
         commit = self.core.handle(inputs, self.now_us)
         self.apply(commit)
         self.now_us += 1_000
         for row in commit.outbox:
             self._deliver(row)
         return commit
+
+    def _loaded(self, inputs: Sequence[Input]) -> Loaded:
+        missing = self.core.missing(inputs)
+        known = {i: self.instances[i] for i in missing if i in self.instances}
+        return Loaded(
+            known,
+            {i: self.rejections[i] for i in missing if i in self.rejections},
+            {i: self.run_of(i, row.run) for i, row in known.items() if row.finished_us is None},
+            tombstones={i: self.tombstones[i] for i in missing if i in self.tombstones},
+            entities={name: self._entity(name) for name in self.core.missing_entities(inputs) if name in self.entities},
+            taken_in=frozenset(key for key in self.core.intake_keys(inputs) if key in self.intake),
+        )
+
+    def _entity(self, name: str) -> StoredEntity:
+        members = [row for (entity, *_), row in self.members.items() if entity == name]
+        return StoredEntity(
+            self.entities[name], members, [row for (entity, _), row in self.items.items() if entity == name]
+        )
 
     def _deliver(self, row: OutboxRow) -> None:
         headers = [(name, value.encode()) for name, value in row.headers]
@@ -209,7 +239,7 @@ class World:
             assert new == list(range(self.positions[mark.part] + 1, mark.position + 1))
             self.positions[mark.part] = mark.position
         for event in commit.history:
-            assert event.seq == len(self.history[event.instance_id]) + 1
+            assert event.seq == len(self.run_of(event.instance_id, event.run)) + 1
             self.history[event.instance_id].append(event)
         self._rows(commit)
         self.outbox.extend(commit.outbox)
@@ -219,12 +249,49 @@ class World:
             del self.rejections[instance_id]
         for part, origin, position in commit.watermarks:
             self.watermarks[part, origin] = position
+        self._entities(commit)
+        for part, digest, at_us in commit.intake:
+            self.intake[part, digest] = at_us
+        for key in commit.closed:
+            self.results.setdefault(key, RecordedResult(key, 0, "closed", None, None, self.now_us))
+        for tombstone in commit.deleted:
+            self._delete(tombstone)
+
+    def _entities(self, commit: Commit) -> None:
+        names = [row.entity for row in commit.entities]
+        assert len({*names, *commit.entities_gone}) == len(names) + len(commit.entities_gone)
+        self.entities.update({row.entity: row for row in commit.entities})
+        for name in commit.entities_gone:
+            del self.entities[name]
+        member_keys = [(row.entity, row.instance_id, row.ref) for row in commit.members]
+        assert len({*member_keys, *commit.members_gone}) == len(member_keys) + len(commit.members_gone)
+        self.members.update(zip(member_keys, commit.members, strict=True))
+        for member in commit.members_gone:
+            del self.members[member]
+        item_keys = [(row.entity, row.seq) for row in commit.items]
+        assert len({*item_keys, *commit.items_gone}) == len(item_keys) + len(commit.items_gone)
+        self.items.update(zip(item_keys, commit.items, strict=True))
+        for item in commit.items_gone:
+            del self.items[item]
+        for key in (*self.members, *self.items):
+            assert key[0] in self.entities
+
+    def _delete(self, tombstone: Tombstone) -> None:
+        gone = tombstone.instance_id
+        self.tombstones[gone] = tombstone
+        self.instances.pop(gone, None)
+        self.history.pop(gone, None)
+        self.activities = {key: row for key, row in self.activities.items() if key[0] != gone}
+        self.timers = {key: row for key, row in self.timers.items() if key[0] != gone}
+        self.members = {key: row for key, row in self.members.items() if key[1] != gone}
+        self.results = {key: row for key, row in self.results.items() if key.instance_id != gone}
 
     def _rows(self, commit: Commit) -> None:
         ids = [row.instance_id for row in (*commit.instances, *commit.updates)]
         assert len(ids) == len(set(ids))
         for row in commit.instances:
-            assert row.instance_id not in self.instances
+            before = self.instances.get(row.instance_id)
+            assert before is None or before.run < row.run
             self.instances[row.instance_id] = row
         for row in commit.updates:
             assert row.instance_id in self.instances
@@ -238,9 +305,14 @@ class World:
         for key in commit.timers_gone:
             del self.timers[key]
 
+    def run_of(self, instance_id: str, run: int) -> list[HistoryEvent]:
+        return [event for event in self.history[instance_id] if event.run == run]
+
     # -- questions -----------------------------------------------------------------------------------------------
     def kinds(self, instance_id: str = "i") -> list[str]:
-        return [f"{event.kind} {event.ref}" if event.ref else event.kind for event in self.history[instance_id]]
+        """Of the current run."""
+        events = self.run_of(instance_id, self.instances[instance_id].run)
+        return [f"{event.kind} {event.ref}" if event.ref else event.kind for event in events]
 
     def output(self, instance_id: str = "i") -> Any:
         row = self.instances[instance_id]
@@ -257,9 +329,10 @@ class World:
         """What the tables hold is what the log folds to."""
         activities: dict[tuple[str, int, str], ActivityRow] = {}
         timers: dict[tuple[str, int, str], TimerRow] = {}
-        for instance_id, events in self.history.items():
-            state = projection.fold(events, self.part_of(instance_id))
-            assert state.row() == self.instances[instance_id]
+        for instance_id, run in sorted({(event.instance_id, event.run) for h in self.history.values() for event in h}):
+            state = projection.fold(self.run_of(instance_id, run), self.part_of(instance_id))
+            if run == self.instances[instance_id].run:
+                assert state.row() == self.instances[instance_id]
             for activity in state.changed.values():
                 activities[instance_id, state.run, activity.activity_id] = state.activity_row(activity)
             for timer_id in state.timers:
