@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import Final
 
 from romancy_stream.engine.commit import Commit, Mark
+from romancy_stream.store.clocks import MY_CLOCK, clock_us
 from romancy_stream.store.database import MYSQL
 from romancy_stream.store.writes import UPDATES_AS_UPSERT, WRITES, Action, Row, Write
 
-KEYS_PER_STATEMENT: Final = 200  # of a DELETE on MySQL: beyond some memory its optimizer gives up on index ranges
+KEYS_PER_STATEMENT: Final = 200  # on MySQL: beyond some memory its optimizer gives up on the index ranges of a DELETE
 
 Statement = tuple[str, Sequence[Row]]  # to be run once per row; MySQL's driver folds the rows of an INSERT into one
 
@@ -34,8 +35,15 @@ def statements(commit: Commit, dialect: str) -> Iterator[Statement]:
         if dialect == MYSQL and write.part == "updates":
             write = UPDATES_AS_UPSERT
         rows = [write.row(item) for item in items]
+        if write.action is Action.INSERT_MISSING:
+            rows.sort()  # they wait for a worker that has the same key under way: in one order everywhere
         if dialect == MYSQL and write.action in (Action.DELETE, Action.DELETE_RANGE):
             yield from _deletes(write, rows)
+        elif dialect == MYSQL and write.clock:
+            yield from _timed_inserts(write, rows)
+        elif write.clock:
+            now_us = clock_us()
+            yield text_of_write(write, dialect), [(*row, now_us) for row in rows]
         else:
             yield text_of_write(write, dialect), rows
 
@@ -48,6 +56,22 @@ def _deletes(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
         yield f"DELETE FROM {write.table.name} WHERE {where}", [tuple(value for row in chunk for value in row)]
 
 
+def _timed_inserts(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
+    """The driver folds rows into one statement only where VALUES holds nothing but parameters: so by hand."""
+    columns = ", ".join(quoted(name, MYSQL) for name in (*write.columns, write.clock))
+    values = f"({', '.join(['%s'] * len(write.columns))}, {MY_CLOCK})"
+    for first in range(0, len(rows), KEYS_PER_STATEMENT):
+        chunk = rows[first : first + KEYS_PER_STATEMENT]
+        insert = f"INSERT INTO {write.table.name} ({columns}) VALUES {', '.join([values] * len(chunk))}"
+        yield f"{insert} {_as_it_was(write)}", [tuple(value for row in chunk for value in row)]
+
+
+def _as_it_was(write: Write) -> str:
+    """Not INSERT IGNORE, which would also cut off what is too long."""
+    key = quoted(write.keys[0], MYSQL)
+    return f"ON DUPLICATE KEY UPDATE {key} = {key}"
+
+
 @lru_cache(maxsize=2 * (len(WRITES) + 1))
 def text_of_write(write: Write, dialect: str) -> str:
     """For one row."""
@@ -58,10 +82,13 @@ def text_of_write(write: Write, dialect: str) -> str:
     if write.action is Action.UPDATE:
         sets = ", ".join(f"{quoted(name, dialect)} = {mark}" for name in write.sets)
         return f"UPDATE {table} SET {sets} WHERE {_where(write, dialect)}"
-    columns = ", ".join(quoted(name, dialect) for name in write.columns)
-    insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join([mark] * len(write.columns))})"
+    names = (*write.columns, write.clock) if write.clock else write.columns
+    columns = ", ".join(quoted(name, dialect) for name in names)
+    insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join([mark] * len(names))})"
     if write.action is Action.INSERT:
         return insert
+    if write.action is Action.INSERT_MISSING:
+        return f"{insert} {_as_it_was(write) if dialect == MYSQL else 'ON CONFLICT DO NOTHING'}"
     if dialect == MYSQL:
         sets = ", ".join(f"{quoted(name, dialect)} = VALUES({quoted(name, dialect)})" for name in write.sets)
         return f"{insert} ON DUPLICATE KEY UPDATE {sets}"

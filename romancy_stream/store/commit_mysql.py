@@ -10,12 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import CommitUnknownError, FencedError
+from romancy_stream.store.clocks import MY_CLOCK
 from romancy_stream.store.commit_generic import fence, statements
 from romancy_stream.store.database import MYSQL, Database, finished
 from romancy_stream.store.failures import MY_RETRY, code_of, is_lost, translating
 
 DEADLOCK_TRIES: Final = 5  # gap locks make innocent deadlocks; InnoDB finds them at once, so a try is cheap
-MY_CLOCK: Final = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)"  # NOW would be the statement's start
 
 
 class MysqlCommitter:

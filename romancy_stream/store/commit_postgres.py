@@ -17,13 +17,13 @@ import asyncpg
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import CommitUnknownError, FencedError
+from romancy_stream.store.clocks import PG_CLOCK
 from romancy_stream.store.database import Database, finished
 from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated, translating
 from romancy_stream.store.writes import WRITES, Action, Row, Write, pg_cast, pg_type
 
 DEADLOCK_TRIES: Final = 3  # a deadlock undid everything; more than this many in a row is not a coincidence
 STATEMENTS_CACHED: Final = 256  # texts differ by which parts a commit has; a running app uses a few dozen
-PG_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 _FENCE_PARAMETERS: Final = 4
 _FENCE: Final = """fence AS (
@@ -70,7 +70,10 @@ def rendered(commit: Commit) -> tuple[str, list[Any]]:
     for index, write in enumerate(WRITES):
         if items := getattr(commit, write.part):
             present |= 1 << index
-            arguments += _columns([write.row(item) for item in items], len(write.columns))
+            rows = [write.row(item) for item in items]
+            if write.action is Action.INSERT_MISSING:
+                rows.sort()  # they wait for a worker that has the same key under way: in one order everywhere
+            arguments += _columns(rows, len(write.columns))
     return statement_of(present), arguments
 
 
@@ -84,7 +87,7 @@ def statement_of(present: int) -> str:
     parts, used = [_FENCE], _FENCE_PARAMETERS
     for index, write in enumerate(WRITES):
         if present & (1 << index):
-            parts.append(f"w_{write.part} AS (\n{_written(write, used)})")
+            parts.append(f"w{index} AS (\n{_written(write, used)})")
             used += len(write.columns)
     return "WITH " + ",\n".join(parts) + "\n" + _END
 
@@ -100,10 +103,16 @@ def _written(write: Write, used: int) -> str:
     if write.action is Action.UPDATE:
         sets = ", ".join(f"{name} = v.{name}{pg_cast(columns[name])}" for name in write.sets)
         return f"UPDATE {table} t SET {sets} FROM {source} WHERE {match}"
-    values = ", ".join(f"v.{name}{pg_cast(columns[name])}" for name in write.columns)
-    insert = f"INSERT INTO {table} ({', '.join(write.columns)}) SELECT {values} FROM {source}"
+    filled = [f"v.{name}{pg_cast(columns[name])}" for name in write.columns]
+    names = list(write.columns)
+    if write.clock:
+        filled.append(PG_CLOCK)
+        names.append(write.clock)
+    insert = f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(filled)} FROM {source}"
     if write.action is Action.INSERT:
         return insert
+    if write.action is Action.INSERT_MISSING:
+        return f"{insert} ON CONFLICT DO NOTHING"
     sets = ", ".join(f"{name} = EXCLUDED.{name}" for name in write.sets)
     return f"{insert} ON CONFLICT ({', '.join(write.keys)}) DO UPDATE SET {sets}"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import FencedError
+from romancy_stream.store.clocks import clock_us
 from romancy_stream.store.commit_generic import fence, statements
 from romancy_stream.store.database import SQLITE, Database, connect_sqlite, finished
 from romancy_stream.store.failures import translating
@@ -61,8 +61,3 @@ class SqliteCommitter:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def clock_us() -> int:
-    """SQLite has no clock but this machine's."""
-    return time.time_ns() // 1000

@@ -14,9 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import OutboxRow, TimerRow
 from romancy_stream.errors import NamespaceError, PartitionCountError
-from romancy_stream.store.commit_mysql import MY_CLOCK
-from romancy_stream.store.commit_postgres import PG_CLOCK
-from romancy_stream.store.commit_sqlite import clock_us
+from romancy_stream.store.clocks import MY_CLOCK, PG_CLOCK, clock_us
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database
 from romancy_stream.store.failures import translating
 from romancy_stream.store.port import PartitionSnapshot

@@ -16,12 +16,10 @@ from romancy_stream.store.database import MYSQL, Database, finished
 from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.tables import activity_results, worker_outbox
-from romancy_stream.store.writes import json_of, text_of
+from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, json_of, text_of
 
 T = TypeVar("T")
 
-CLOSED: Final = "closed"
-CLOSED_ATTEMPT: Final = 0  # no attempt made it
 KEYS_PER_STATEMENT: Final = 500  # three parameters each; SQLite and PostgreSQL allow some 32,000
 _MY_DUPLICATE: Final = 1062
 

@@ -27,8 +27,12 @@ JSON_COLUMNS: Final = frozenset(
         tables.instances.c.input,
         tables.instances.c.output,
         tables.instances.c.error,
+        tables.instances.c.waiting_for,
         tables.activities.c.error,
     }
+)
+_JSON_OF_INSTANCE: Final = tuple(
+    index for index, field in enumerate(fields(InstanceRow)) if tables.instances.c[field.name] in JSON_COLUMNS
 )
 _DLQ_ID: Final = re.compile(r"(.+)/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})\Z", re.DOTALL)
 _PARTITION_MAX: Final = 2**31 - 1  # what the columns hold
@@ -69,7 +73,8 @@ DEAD_LETTER_COLUMNS: Final = (
 
 def instance_row(row: Row) -> InstanceRow:
     values = list(row)
-    values[6:9] = [_bytes(text) for text in values[6:9]]  # input, output, error
+    for index in _JSON_OF_INSTANCE:
+        values[index] = _bytes(values[index])
     return InstanceRow(*values)
 
 

@@ -3,7 +3,8 @@ the two. Times are whole microseconds since 1970 UTC in BIGINTs (exact and equal
 timestamps). JSON of the log is text, so that it stays what was written; JSON of the projection is the database's
 own type, so that it can be searched: read it with `json_text`, which gives it as text and loses no digit.
 
-Text compares byte by byte everywhere. On MariaDB and MySQL the DDL says so once, as the collation of each table."""
+Text compares byte by byte everywhere. On MariaDB and MySQL the DDL says so once, as the collation of each table, on
+PostgreSQL with every id and name."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
     cast,
     text,
     type_coerce,
@@ -29,7 +31,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.mysql import LONGBLOB, LONGTEXT
 from sqlalchemy.dialects.postgresql import JSONB
 
+from romancy_stream.engine.commit import ENTITY_CHARS
+
 ID_CHARS = 255  # instance ids, activity ids, names: fits MariaDB's index key limit twice in utf8mb4
+VERSION_CHARS = 64  # of a workflow's code
+DIGEST_CHARS = 64  # 256 bits in hexadecimal
+INCARNATION_CHARS = 64
 
 metadata = MetaData()
 _Id = String(ID_CHARS)
@@ -38,6 +45,19 @@ _Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 # SQLite gives a column of the type JSON numeric affinity: it would store the text 5.0 as the integer 5.
 _Json = JSON().with_variant(JSONB(), "postgresql").with_variant(Text(), "sqlite")
 _PARKED = text("parked IS NOT NULL")
+_FINISHED = text("finished_us IS NOT NULL")
+_CHILD = text("parent_id IS NOT NULL")
+_EXPIRES = text("expires_us IS NOT NULL")
+
+
+def _partial(name: str, *columns: str, where: TextClause) -> tuple[Index, Index, Index]:
+    """An index over the rows that matter; over all on MySQL, which has no partial ones."""
+    return (
+        Index(name, *columns, postgresql_where=where).ddl_if(dialect="postgresql"),
+        Index(name, *columns, sqlite_where=where).ddl_if(dialect="sqlite"),
+        Index(name, *columns).ddl_if(dialect="mysql"),
+    )
+
 
 meta = Table("romancy_meta", metadata, Column("name", _Id, primary_key=True), Column("value", _Long))
 
@@ -100,6 +120,11 @@ instances = Table(
     Column("parked", _Long),
     Column("event_source", _Long, nullable=False),
     Column("event_id", _Long, nullable=False),
+    Column("parent_id", _Id),
+    Column("waiting_for", _Json),
+    Column("version", String(VERSION_CHARS)),
+    *_partial("romancy_instances_finished", "part", "finished_us", where=_FINISHED),
+    *_partial("romancy_instances_parent", "parent_id", where=_CHILD),
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
     # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.
@@ -164,7 +189,7 @@ outbox = Table(
 worker_outbox = Table(
     "romancy_worker_outbox",
     metadata,
-    Column("incarnation", String(64)),
+    Column("incarnation", String(INCARNATION_CHARS)),
     Column("seq", BigInteger),
     Column("part", Integer, nullable=False),
     Column("at_us", BigInteger, nullable=False),
@@ -205,6 +230,89 @@ rejections = Table(
     Column("event_source", _Long, nullable=False),
     Column("event_id", _Long, nullable=False),
     Column("at_us", BigInteger, nullable=False),
+)
+entities = Table(
+    "romancy_entities",
+    metadata,
+    Column("entity", String(ENTITY_CHARS), primary_key=True),
+    Column("part", Integer, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("head", _Long, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+)
+members = Table(
+    "romancy_members",
+    metadata,
+    Column("entity", String(ENTITY_CHARS)),
+    Column("instance_id", _Id),
+    Column("ref", _Id),
+    Column("run", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("attrs", _Long, nullable=False),
+    PrimaryKeyConstraint("entity", "instance_id", "ref"),
+    Index("romancy_members_instance", "instance_id"),
+)
+items = Table(
+    "romancy_items",
+    metadata,
+    Column("entity", String(ENTITY_CHARS)),
+    Column("seq", BigInteger),
+    Column("part", Integer, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger),
+    Column("attrs", _Long, nullable=False),
+    Column("payload", _Long),
+    PrimaryKeyConstraint("entity", "seq"),
+    *_partial("romancy_items_expires", "part", "expires_us", where=_EXPIRES),
+)
+intake = Table(
+    "romancy_intake",
+    metadata,
+    Column("part", Integer),
+    Column("digest", String(DIGEST_CHARS)),
+    Column("at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("part", "digest"),
+    Index("romancy_intake_at", "part", "at_us"),
+)
+tombstones = Table(
+    "romancy_tombstones",
+    metadata,
+    Column("instance_id", _Id, primary_key=True),
+    Column("part", Integer, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("event_source", _Long, nullable=False),
+    Column("event_id", _Long, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Index("romancy_tombstones_at", "part", "at_us"),
+)
+heartbeats = Table(
+    "romancy_heartbeats",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("activity_id", _Id),
+    Column("attempt", Integer, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("details", _Long),
+    PrimaryKeyConstraint("instance_id", "run", "activity_id"),
+)
+detached = Table(
+    "romancy_detached",
+    metadata,
+    Column("instance_id", _Id),
+    Column("run", Integer),
+    Column("activity_id", _Id),
+    Column("part", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("incarnation", String(INCARNATION_CHARS), nullable=False),
+    PrimaryKeyConstraint("instance_id", "run", "activity_id"),
+    Index("romancy_detached_part", "part"),
+)
+leases = Table(
+    "romancy_leases",
+    metadata,
+    Column("incarnation", String(INCARNATION_CHARS), primary_key=True),
+    Column("expires_us", BigInteger, nullable=False),
 )
 
 

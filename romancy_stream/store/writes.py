@@ -13,21 +13,30 @@ import orjson
 from sqlalchemy import JSON, BigInteger, Column, Integer, LargeBinary, Table
 
 from romancy_stream.engine.commit import (
+    ActivityKey,
     ActivityRow,
     DeadLetter,
+    EntityRow,
     InstanceRow,
+    ItemRow,
+    MemberRow,
     OutboxRow,
     Rejection,
     TimerRow,
+    Tombstone,
 )
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import tables
 
 Row = tuple[Any, ...]
 
+CLOSED: Final = "closed"
+CLOSED_ATTEMPT: Final = 0  # no attempt made it
+
 
 class Action(Enum):
     INSERT = "insert"
+    INSERT_MISSING = "insert where there is none"
     UPSERT = "upsert"
     UPDATE = "update"  # of rows that are there
     DELETE = "delete"
@@ -37,7 +46,8 @@ class Action(Enum):
 @dataclass(frozen=True, slots=True)
 class Write:
     """`part` names the field of `Commit`, `row` makes a tuple in the order of `columns` out of one of its items. The
-    columns of an update or a delete end with the key, as the statement does."""
+    columns of an update or a delete end with the key, as the statement does. `by` is the key of a delete that names
+    its rows by less than the table's own; `clock` a column that an insert fills with the database's time."""
 
     part: str
     table: Table
@@ -45,10 +55,12 @@ class Write:
     columns: tuple[str, ...]
     row: Callable[[Any], Row]
     only: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
+    clock: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.table.primary_key)
+        return self.by or tuple(column.name for column in self.table.primary_key)
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -57,7 +69,7 @@ class Write:
 
 
 # What is left of an instance's row was written when it was new, and never changes.
-UPDATED_OF_INSTANCE: Final = ("status", "seq", "output", "error", "updated_us", "finished_us", "parked")
+UPDATED_OF_INSTANCE: Final = ("status", "seq", "output", "error", "updated_us", "finished_us", "parked", "waiting_for")
 
 
 def pg_type(column: Column[Any]) -> str:
@@ -105,12 +117,24 @@ def _instance(row: InstanceRow) -> Row:
         row.parked,
         row.event_source,
         row.event_id,
+        row.parent_id,
+        text_of(row.waiting_for),
+        row.version,
     )
 
 
 def _update(row: InstanceRow) -> Row:
-    output, error = text_of(row.output), text_of(row.error)
-    return (row.status, row.seq, output, error, row.updated_us, row.finished_us, row.parked, row.instance_id)
+    return (
+        row.status,
+        row.seq,
+        text_of(row.output),
+        text_of(row.error),
+        row.updated_us,
+        row.finished_us,
+        row.parked,
+        text_of(row.waiting_for),
+        row.instance_id,
+    )
 
 
 def _activity(row: ActivityRow) -> Row:
@@ -185,6 +209,31 @@ def _refused(item: tuple[int, int, str]) -> Row:
     return (reason, part, position)
 
 
+def _closed(key: ActivityKey) -> Row:
+    return (key.instance_id, key.run, key.activity_id, CLOSED_ATTEMPT, CLOSED)
+
+
+def _entity(row: EntityRow) -> Row:
+    return (row.entity, row.part, row.kind, row.head.decode(), row.updated_us)
+
+
+def _member(row: MemberRow) -> Row:
+    return (row.entity, row.instance_id, row.ref, row.run, row.seq, row.attrs.decode())
+
+
+def _item(row: ItemRow) -> Row:
+    attrs, payload = row.attrs.decode(), text_of(row.payload)
+    return (row.entity, row.seq, row.part, row.at_us, row.expires_us, attrs, payload)
+
+
+def _tombstone(row: Tombstone) -> Row:
+    return (row.instance_id, row.part, row.run, row.event_source, row.event_id, row.at_us)
+
+
+def _instance_id(row: Tombstone) -> Row:
+    return (row.instance_id,)
+
+
 def _as_it_is(item: Row) -> Row:
     return item
 
@@ -197,6 +246,19 @@ def _all(table: Table, *without: str) -> tuple[str, ...]:
     return tuple(column.name for column in table.columns if column.name not in without)
 
 
+_OF_AN_INSTANCE: Final = (
+    tables.history,
+    tables.instances,
+    tables.activities,
+    tables.activity_results,
+    tables.timers,
+    tables.heartbeats,
+    tables.detached,
+    tables.members,
+)
+_BY_INSTANCE: Final = ("instance_id",)
+_CLOSED_COLUMNS: Final = ("instance_id", "run", "activity_id", "attempt", "outcome")
+
 # In the order in which a dialect that needs several statements runs them: rows go before new ones come.
 WRITES: Final[tuple[Write, ...]] = (
     Write("offsets", tables.offsets, Action.UPSERT, _all(tables.offsets), _as_it_is),
@@ -204,11 +266,21 @@ WRITES: Final[tuple[Write, ...]] = (
     Write("outbox_sent", tables.outbox, Action.DELETE_RANGE, ("part", "first", "last"), _as_it_is),
     Write("timers_gone", tables.timers, Action.DELETE, ("instance_id", "run", "timer_id"), _as_it_is),
     Write("rejections_gone", tables.rejections, Action.DELETE, ("instance_id",), _alone),
+    *(Write("deleted", table, Action.DELETE, _BY_INSTANCE, _instance_id, by=_BY_INSTANCE) for table in _OF_AN_INSTANCE),
+    Write("entities_gone", tables.entities, Action.DELETE, ("entity",), _alone),
+    Write("members_gone", tables.members, Action.DELETE, ("entity", "instance_id", "ref"), _as_it_is),
+    Write("items_gone", tables.items, Action.DELETE, ("entity", "seq"), _as_it_is),
+    Write("closed", tables.activity_results, Action.INSERT_MISSING, _CLOSED_COLUMNS, _closed, clock="at_us"),
+    Write("intake", tables.intake, Action.INSERT_MISSING, _all(tables.intake), _as_it_is),
+    Write("deleted", tables.tombstones, Action.UPSERT, _all(tables.tombstones), _tombstone),
     Write("history", tables.history, Action.INSERT, _all(tables.history), _history),
     Write("instances", tables.instances, Action.UPSERT, _all(tables.instances), _instance),
     Write("updates", tables.instances, Action.UPDATE, (*UPDATED_OF_INSTANCE, "instance_id"), _update),
     Write("activities", tables.activities, Action.UPSERT, _all(tables.activities), _activity),
     Write("timers", tables.timers, Action.UPSERT, _all(tables.timers), _timer),
+    Write("entities", tables.entities, Action.UPSERT, _all(tables.entities), _entity),
+    Write("members", tables.members, Action.UPSERT, _all(tables.members), _member),
+    Write("items", tables.items, Action.UPSERT, _all(tables.items), _item),
     Write("outbox", tables.outbox, Action.INSERT, _all(tables.outbox, "refused"), _outbox),
     Write("outbox_refused", tables.outbox, Action.UPDATE, ("refused", "part", "position"), _refused),
     Write("dead_letters", tables.dead_letters, Action.UPSERT, _all(tables.dead_letters), _dead_letter),

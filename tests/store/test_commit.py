@@ -9,18 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from romancy_stream.engine.commit import Commit, DeadLetter, Mark, Rejection
+from romancy_stream.engine.commit import Commit, DeadLetter, Rejection
 from romancy_stream.errors import FencedError, StoreUnavailableError
 from romancy_stream.store import tables
 from romancy_stream.store.sql import SqlStore
 from tests.store.conftest import Another
-from tests.store.writing import activity, event, everything, execute, instance, outgoing, owned, rows, timer
-
-
-async def committed(store: SqlStore, marks: list[Mark], **parts: Any) -> list[Mark]:
-    """Commits and returns the marks of the next commit."""
-    await store.commit(Commit(marks=marks, **parts))
-    return [replace(mark, commit_no=mark.commit_no + 1) for mark in marks]
+from tests.store.writing import activity, committed, event, everything, execute, instance, outgoing, owned, rows, timer
 
 
 async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> None:
@@ -38,7 +32,7 @@ async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> No
                 event(attrs={"workflow": "order"}, payload=b'{"n": 1}'),
                 event(seq=2, kind="timer.started", ref="t:1"),
             ],
-            instances=[instance(error=b"null")],
+            instances=[instance(error=b"null", parent_id="p-1", waiting_for=b'["event paid"]', version="v2")],
             activities=[activity(error=b'{"type": "x"}', next_attempt_us=77)],
             timers=[timer()],
             outbox=[outgoing(1), outgoing(2, to_partition=3, value=None), outgoing(1, part=2, value=b"\xff\x00\x27\\")],
@@ -58,9 +52,8 @@ async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> No
         ("o-1", 1, 1, 10, "workflow.started", None, '{"workflow":"order"}', '{"n": 1}'),
         ("o-1", 1, 2, 10, "timer.started", "t:1", "{}", None),
     ]
-    assert await rows(store, tables.instances) == [
-        ("o-1", 1, 0, "order", "running", 1, '{"n": 1}', None, "null", 10, 10, None, None, "/shop", "e-1")
-    ]
+    started = ("o-1", 1, 0, "order", "running", 1, '{"n": 1}', None, "null", 10, 10, None, None, "/shop", "e-1")
+    assert await rows(store, tables.instances) == [(*started, "p-1", '["event paid"]', "v2")]
     assert await rows(store, tables.activities) == [
         ("o-1", 1, "charge:1", "charge", "default", "scheduled", 1, 10, 10, None, 77, '{"type": "x"}')
     ]
@@ -70,22 +63,8 @@ async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> No
         (0, 2, "shop.events", "o-1", 3, '[["ce_type","x"]]', None, None),
         (2, 1, "shop.events", "o-1", None, '[["ce_type","x"]]', b"\xff\x00\x27\\", None),
     ]
-    assert await rows(store, tables.dead_letters) == [
-        (
-            "shop.commands",
-            0,
-            5,
-            11,
-            "not_an_event",
-            "no type",
-            b"\x00k",
-            '[["h","/w=="],["n",null]]',
-            b"\xff\x00",
-            None,
-            None,
-            None,
-        )
-    ]
+    kept = (b"\x00k", '[["h","/w=="],["n",null]]', b"\xff\x00", None, None, None)
+    assert await rows(store, tables.dead_letters) == [("shop.commands", 0, 5, 11, "not_an_event", "no type", *kept)]
     assert await rows(store, tables.rejections) == [
         ("o-9", 0, "order", "invalid_input", "bad", '[{"loc": []}]', "/shop", "e-9", 12)
     ]
@@ -98,7 +77,7 @@ async def test_a_commit_changes_rows_that_are_there(store: SqlStore) -> None:
         marks,
         offsets=[("shop.commands", 0, 6)],
         watermarks=[(0, 2, 40)],
-        instances=[instance("o-1"), instance("o-2", input=b"2")],
+        instances=[instance("o-1", parent_id="p-1", version="v1"), instance("o-2", input=b"2")],
         activities=[activity("o-1"), activity("o-2")],
         timers=[timer("a"), timer("b")],
         outbox=[outgoing(n) for n in range(1, 7)],
@@ -107,7 +86,8 @@ async def test_a_commit_changes_rows_that_are_there(store: SqlStore) -> None:
     done = instance(
         "o-1", status="completed", seq=9, input=b'"ignored"', output=b"[1.50]", updated_us=20, finished_us=20
     )
-    again = instance("o-2", run=2, seq=1, input=b'"new"', started_us=30, updated_us=30, event_id="e-2")
+    done = replace(done, waiting_for=b'["channel orders"]')
+    again = instance("o-2", run=2, seq=1, input=b'"new"', started_us=30, updated_us=30, event_id="e-2", version="v2")
     await committed(
         store,
         marks,
@@ -124,7 +104,7 @@ async def test_a_commit_changes_rows_that_are_there(store: SqlStore) -> None:
     )
     assert await rows(store, tables.offsets) == [("shop.commands", 0, 8)]
     assert await rows(store, tables.watermarks) == [(0, 2, 45)]
-    assert await store.get_instance("o-1") == replace(done, input=b'{"n": 1}')
+    assert await store.get_instance("o-1") == replace(done, input=b'{"n": 1}', parent_id="p-1", version="v1")
     assert await store.get_instance("o-2") == again
     statuses = [(r[0], r[5], r[6]) for r in await rows(store, tables.activities)]
     assert statuses == [("o-1", "completed", 2), ("o-2", "scheduled", 1)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from romancy_stream.engine.commit import Commit, DeadLetter
 from romancy_stream.store.sql import SqlStore
-from tests.store.writing import activity, event, execute, instance, outgoing, owned
+from tests.store.writing import activity, event, execute, instance, outgoing, owned, timer
 
 AT_US = 1_700_000_000_123_456
 AT = datetime.datetime(2023, 11, 14, 22, 13, 20, 123456, datetime.UTC)
@@ -87,6 +87,7 @@ async def test_v_stuck(store: SqlStore) -> None:
                 activity("o-2", "a:3", attempt=4, **backing_off),
                 activity("o-2", "a:4", attempt=9, status="scheduled"),
             ],
+            timers=[timer(f"retry:a:{n}", "o-2") for n in range(1, 5)],
             outbox=[outgoing(1, "o-3"), outgoing(2, "o-4")],
             dead_letters=[letter, DeadLetter("shop.commands", 0, 8, AT_US, "x", "y", None, (), None)],
         )

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import JSON, Table, select, text
 
-from romancy_stream.engine.commit import ActivityRow, InstanceRow, Mark, OutboxRow, TimerRow
+from romancy_stream.engine.commit import (
+    ActivityRow,
+    Commit,
+    EntityRow,
+    InstanceRow,
+    ItemRow,
+    Mark,
+    MemberRow,
+    OutboxRow,
+    TimerRow,
+    Tombstone,
+)
 from romancy_stream.engine.history import WORKFLOW_STARTED, HistoryEvent
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.tables import json_text, metadata
+
+
+async def committed(store: SqlStore, marks: list[Mark], **parts: Any) -> list[Mark]:
+    """Commits and returns the marks of the next commit."""
+    await store.commit(Commit(marks=marks, **parts))
+    return [replace(mark, commit_no=mark.commit_no + 1) for mark in marks]
 
 
 async def owned(store: SqlStore, *parts: int) -> list[Mark]:
@@ -97,3 +115,23 @@ def outgoing(position: int, key: str = "o-1", **changes: Any) -> OutboxRow:
         "value": b"{}",
     }
     return OutboxRow(**(values | changes))
+
+
+def entity(name: str = "event:paid:k1", **changes: Any) -> EntityRow:
+    values: dict[str, Any] = {"entity": name, "part": 0, "kind": "event", "head": b"{}", "updated_us": 10}
+    return EntityRow(**(values | changes))
+
+
+def member(name: str = "event:paid:k1", instance_id: str = "o-1", ref: str = "wait:1", **changes: Any) -> MemberRow:
+    values: dict[str, Any] = {"entity": name, "instance_id": instance_id, "ref": ref, "run": 1, "seq": 1}
+    return MemberRow(**(values | {"attrs": b"{}"} | changes))
+
+
+def item(seq: int = 1, name: str = "event:paid:k1", **changes: Any) -> ItemRow:
+    values: dict[str, Any] = {"entity": name, "seq": seq, "part": 0, "at_us": 10, "expires_us": None}
+    return ItemRow(**(values | {"attrs": b"{}", "payload": None} | changes))
+
+
+def tombstone(instance_id: str = "o-1", **changes: Any) -> Tombstone:
+    values: dict[str, Any] = {"instance_id": instance_id, "part": 0, "run": 1, "event_source": "/shop"}
+    return Tombstone(**(values | {"event_id": "e-1", "at_us": 10} | changes))

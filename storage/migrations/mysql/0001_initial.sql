@@ -74,7 +74,12 @@ CREATE TABLE IF NOT EXISTS romancy_instances (
     parked       longtext,
     event_source longtext NOT NULL,
     event_id     longtext NOT NULL,
+    parent_id    varchar(255),
+    waiting_for  json,
+    version      varchar(64),
     PRIMARY KEY (instance_id),
+    KEY romancy_instances_finished (part, finished_us),
+    KEY romancy_instances_parent (parent_id),
     KEY romancy_instances_parked (part, parked(1)),
     KEY romancy_instances_started (started_us, instance_id),
     KEY romancy_instances_status (status, started_us)
@@ -188,13 +193,107 @@ CREATE TABLE IF NOT EXISTS romancy_rejections (
 ) ENGINE = InnoDB CHARACTER SET utf8mb4
     /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
 
+-- What waiters and senders meet at: an event type and key, a channel, a group. `head` is small JSON.
+CREATE TABLE IF NOT EXISTS romancy_entities (
+    entity     varchar(220) NOT NULL,
+    part       integer NOT NULL,
+    kind       varchar(32) NOT NULL,
+    head       longtext NOT NULL,
+    updated_us bigint NOT NULL,
+    PRIMARY KEY (entity)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- Who waits at an entity, subscribes to it or holds something of it.
+CREATE TABLE IF NOT EXISTS romancy_members (
+    entity      varchar(220) NOT NULL,
+    instance_id varchar(255) NOT NULL,
+    ref         varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    seq         bigint NOT NULL,
+    attrs       longtext NOT NULL,
+    PRIMARY KEY (entity, instance_id, ref),
+    KEY romancy_members_instance (instance_id)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- What an entity keeps until it is delivered or its time is over.
+CREATE TABLE IF NOT EXISTS romancy_items (
+    entity     varchar(220) NOT NULL,
+    seq        bigint NOT NULL,
+    part       integer NOT NULL,
+    at_us      bigint NOT NULL,
+    expires_us bigint,
+    attrs      longtext NOT NULL,
+    payload    longtext,
+    PRIMARY KEY (entity, seq),
+    KEY romancy_items_expires (part, expires_us)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- Events that were taken in, by a digest of who sent them and their id.
+CREATE TABLE IF NOT EXISTS romancy_intake (
+    part   integer NOT NULL,
+    digest varchar(64) NOT NULL,
+    at_us  bigint NOT NULL,
+    PRIMARY KEY (part, digest),
+    KEY romancy_intake_at (part, at_us)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- What is left of deleted instances.
+CREATE TABLE IF NOT EXISTS romancy_tombstones (
+    instance_id  varchar(255) NOT NULL,
+    part         integer NOT NULL,
+    run          integer NOT NULL,
+    event_source longtext NOT NULL,
+    event_id     longtext NOT NULL,
+    at_us        bigint NOT NULL,
+    PRIMARY KEY (instance_id),
+    KEY romancy_tombstones_at (part, at_us)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- The last sign of life of a long attempt.
+CREATE TABLE IF NOT EXISTS romancy_heartbeats (
+    instance_id varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    activity_id varchar(255) NOT NULL,
+    attempt     integer NOT NULL,
+    at_us       bigint NOT NULL,
+    details     longtext,
+    PRIMARY KEY (instance_id, run, activity_id)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- Long attempts that their worker has committed past: its lease stands for them.
+CREATE TABLE IF NOT EXISTS romancy_detached (
+    instance_id varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    activity_id varchar(255) NOT NULL,
+    part        integer NOT NULL,
+    attempt     integer NOT NULL,
+    incarnation varchar(64) NOT NULL,
+    PRIMARY KEY (instance_id, run, activity_id),
+    KEY romancy_detached_part (part)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
+-- Until when the long attempts of a worker process count as alive.
+CREATE TABLE IF NOT EXISTS romancy_leases (
+    incarnation varchar(64) NOT NULL,
+    expires_us  bigint NOT NULL,
+    PRIMARY KEY (incarnation)
+) ENGINE = InnoDB CHARACTER SET utf8mb4
+    /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+
 -- For people. Times are datetime(6) in UTC.
 CREATE OR REPLACE VIEW v_instances AS
 SELECT instance_id, run, workflow, status, input, output, error,
        TIMESTAMPADD(MICROSECOND, started_us, TIMESTAMP '1970-01-01 00:00:00.000000') AS started_at,
        TIMESTAMPADD(MICROSECOND, updated_us, TIMESTAMP '1970-01-01 00:00:00.000000') AS updated_at,
        TIMESTAMPADD(MICROSECOND, finished_us, TIMESTAMP '1970-01-01 00:00:00.000000') AS finished_at,
-       part AS `partition`, parked
+       part AS `partition`, parked, parent_id, waiting_for, version
 FROM romancy_instances;
 
 -- One row per attempt that has ended, out of the log.
@@ -216,7 +315,8 @@ LEFT JOIN romancy_activities a
     ON a.instance_id = e.instance_id AND a.run = e.run AND a.activity_id = e.activity_id
 WHERE e.nth = 1;
 
--- What a human should look at. An activity that still backs off after 5 attempts has outlived the default policy.
+-- What a human should look at. An activity that still backs off after 5 attempts has outlived the default policy;
+-- each such activity has a timer, and of those there are few.
 CREATE OR REPLACE VIEW v_stuck AS
 SELECT 'parked' AS kind, instance_id, TIMESTAMPADD(MICROSECOND, updated_us, TIMESTAMP '1970-01-01 00:00:00.000000') AS since,
        parked COLLATE utf8mb4_bin AS detail
@@ -226,10 +326,32 @@ SELECT 'refused', `key`, CAST(NULL AS datetime(6)),
        CONCAT('partition ', part, ', position ', position, ' for ', topic, ': ', refused) COLLATE utf8mb4_bin
 FROM romancy_outbox WHERE refused IS NOT NULL
 UNION ALL
-SELECT 'backing_off', instance_id, TIMESTAMPADD(MICROSECOND, scheduled_us, TIMESTAMP '1970-01-01 00:00:00.000000'),
-       CONCAT(activity_id, ': attempt ', attempt, ', last error ', COALESCE(CAST(error AS char) COLLATE utf8mb4_bin, 'unknown')) COLLATE utf8mb4_bin
-FROM romancy_activities WHERE status = 'backing_off' AND attempt >= 5
+SELECT 'backing_off', a.instance_id, TIMESTAMPADD(MICROSECOND, a.scheduled_us, TIMESTAMP '1970-01-01 00:00:00.000000'),
+       CONCAT(a.activity_id, ': attempt ', a.attempt, ', last error ', COALESCE(CAST(a.error AS char) COLLATE utf8mb4_bin, 'unknown')) COLLATE utf8mb4_bin
+FROM romancy_timers t JOIN romancy_activities a
+    ON a.instance_id = t.instance_id AND a.run = t.run AND a.activity_id = substr(t.timer_id, 7)
+WHERE substr(t.timer_id, 1, 6) = 'retry:' AND a.status = 'backing_off' AND a.attempt >= 5
 UNION ALL
 SELECT 'dead_letter', CAST(NULL AS char), TIMESTAMPADD(MICROSECOND, at_us, TIMESTAMP '1970-01-01 00:00:00.000000'),
        CONCAT(topic, '/', part, '/', record_offset, ': ', reason, ': ', message) COLLATE utf8mb4_bin
 FROM romancy_dead_letters WHERE replayed_us IS NULL;
+
+-- Channels, who listens and what waits to be received.
+CREATE OR REPLACE VIEW v_channels AS
+SELECT JSON_VALUE(e.head, '$.name') AS channel, JSON_VALUE(e.head, '$.mode') AS mode,
+       (SELECT count(*) FROM romancy_members m WHERE m.entity = e.entity) AS subscribers,
+       (SELECT count(*) FROM romancy_items i WHERE i.entity = e.entity) AS backlog
+FROM romancy_entities e WHERE e.kind = 'channel';
+
+-- Who waits for which event, and since when: the log tells when the wait was recorded.
+CREATE OR REPLACE VIEW v_event_waits AS
+SELECT w.event_type, w.event_key, w.instance_id, w.run, w.wait_id, w.matches,
+       TIMESTAMPADD(MICROSECOND, w.since_us, TIMESTAMP '1970-01-01 00:00:00.000000') AS since
+FROM (
+    SELECT JSON_VALUE(e.head, '$.type') AS event_type, JSON_VALUE(e.head, '$.key') AS event_key, m.instance_id, m.run,
+           COALESCE(JSON_VALUE(m.attrs, '$.wait') COLLATE utf8mb4_bin, m.ref) AS wait_id, JSON_EXTRACT(m.attrs, '$.match') AS matches,
+           (SELECT min(h.at_us) FROM romancy_history h
+            WHERE h.instance_id = m.instance_id AND h.run = m.run AND h.ref = COALESCE(JSON_VALUE(m.attrs, '$.wait') COLLATE utf8mb4_bin, m.ref)) AS since_us
+    FROM romancy_entities e JOIN romancy_members m ON m.entity = e.entity
+    WHERE e.kind = 'event'
+) w;

@@ -66,8 +66,13 @@ CREATE TABLE romancy_instances (
     parked       text,
     event_source text NOT NULL,
     event_id     text NOT NULL,
+    parent_id    varchar(255),
+    waiting_for  text,
+    version      varchar(64),
     PRIMARY KEY (instance_id)
 );
+CREATE INDEX romancy_instances_finished ON romancy_instances (part, finished_us) WHERE finished_us IS NOT NULL;
+CREATE INDEX romancy_instances_parent ON romancy_instances (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX romancy_instances_parked ON romancy_instances (part) WHERE parked IS NOT NULL;
 CREATE INDEX romancy_instances_started ON romancy_instances (started_us, instance_id);
 CREATE INDEX romancy_instances_status ON romancy_instances (status, started_us);
@@ -172,13 +177,99 @@ CREATE TABLE romancy_rejections (
     PRIMARY KEY (instance_id)
 );
 
+-- What waiters and senders meet at: an event type and key, a channel, a group. `head` is small JSON.
+CREATE TABLE romancy_entities (
+    entity     varchar(220) NOT NULL,
+    part       integer NOT NULL,
+    kind       varchar(32) NOT NULL,
+    head       text NOT NULL,
+    updated_us bigint NOT NULL,
+    PRIMARY KEY (entity)
+);
+
+-- Who waits at an entity, subscribes to it or holds something of it.
+CREATE TABLE romancy_members (
+    entity      varchar(220) NOT NULL,
+    instance_id varchar(255) NOT NULL,
+    ref         varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    seq         bigint NOT NULL,
+    attrs       text NOT NULL,
+    PRIMARY KEY (entity, instance_id, ref)
+);
+CREATE INDEX romancy_members_instance ON romancy_members (instance_id);
+
+-- What an entity keeps until it is delivered or its time is over.
+CREATE TABLE romancy_items (
+    entity     varchar(220) NOT NULL,
+    seq        bigint NOT NULL,
+    part       integer NOT NULL,
+    at_us      bigint NOT NULL,
+    expires_us bigint,
+    attrs      text NOT NULL,
+    payload    text,
+    PRIMARY KEY (entity, seq)
+);
+CREATE INDEX romancy_items_expires ON romancy_items (part, expires_us) WHERE expires_us IS NOT NULL;
+
+-- Events that were taken in, by a digest of who sent them and their id.
+CREATE TABLE romancy_intake (
+    part   integer NOT NULL,
+    digest varchar(64) NOT NULL,
+    at_us  bigint NOT NULL,
+    PRIMARY KEY (part, digest)
+);
+CREATE INDEX romancy_intake_at ON romancy_intake (part, at_us);
+
+-- What is left of deleted instances.
+CREATE TABLE romancy_tombstones (
+    instance_id  varchar(255) NOT NULL,
+    part         integer NOT NULL,
+    run          integer NOT NULL,
+    event_source text NOT NULL,
+    event_id     text NOT NULL,
+    at_us        bigint NOT NULL,
+    PRIMARY KEY (instance_id)
+);
+CREATE INDEX romancy_tombstones_at ON romancy_tombstones (part, at_us);
+
+-- The last sign of life of a long attempt.
+CREATE TABLE romancy_heartbeats (
+    instance_id varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    activity_id varchar(255) NOT NULL,
+    attempt     integer NOT NULL,
+    at_us       bigint NOT NULL,
+    details     text,
+    PRIMARY KEY (instance_id, run, activity_id)
+);
+
+-- Long attempts that their worker has committed past: its lease stands for them.
+CREATE TABLE romancy_detached (
+    instance_id varchar(255) NOT NULL,
+    run         integer NOT NULL,
+    activity_id varchar(255) NOT NULL,
+    part        integer NOT NULL,
+    attempt     integer NOT NULL,
+    incarnation varchar(64) NOT NULL,
+    PRIMARY KEY (instance_id, run, activity_id)
+);
+CREATE INDEX romancy_detached_part ON romancy_detached (part);
+
+-- Until when the long attempts of a worker process count as alive.
+CREATE TABLE romancy_leases (
+    incarnation varchar(64) NOT NULL,
+    expires_us  bigint NOT NULL,
+    PRIMARY KEY (incarnation)
+);
+
 -- For people. Times are text in UTC.
 CREATE VIEW v_instances AS
 SELECT instance_id, run, workflow, status, input, output, error,
        strftime('%Y-%m-%d %H:%M:%S', started_us / 1000000, 'unixepoch') || printf('.%06d', started_us % 1000000) AS started_at,
        strftime('%Y-%m-%d %H:%M:%S', updated_us / 1000000, 'unixepoch') || printf('.%06d', updated_us % 1000000) AS updated_at,
        strftime('%Y-%m-%d %H:%M:%S', finished_us / 1000000, 'unixepoch') || printf('.%06d', finished_us % 1000000) AS finished_at,
-       part AS partition, parked
+       part AS partition, parked, parent_id, waiting_for, version
 FROM romancy_instances;
 
 -- One row per attempt that has ended, out of the log.
@@ -200,7 +291,8 @@ LEFT JOIN romancy_activities a
     ON a.instance_id = e.instance_id AND a.run = e.run AND a.activity_id = e.activity_id
 WHERE e.nth = 1;
 
--- What a human should look at. An activity that still backs off after 5 attempts has outlived the default policy.
+-- What a human should look at. An activity that still backs off after 5 attempts has outlived the default policy;
+-- each such activity has a timer, and of those there are few.
 CREATE VIEW v_stuck AS
 SELECT 'parked' AS kind, instance_id, strftime('%Y-%m-%d %H:%M:%S', updated_us / 1000000, 'unixepoch') || printf('.%06d', updated_us % 1000000) AS since,
        parked AS detail
@@ -210,10 +302,32 @@ SELECT 'refused', "key", NULL,
        'partition ' || CAST(part AS text) || ', position ' || CAST(position AS text) || ' for ' || topic || ': ' || refused
 FROM romancy_outbox WHERE refused IS NOT NULL
 UNION ALL
-SELECT 'backing_off', instance_id, strftime('%Y-%m-%d %H:%M:%S', scheduled_us / 1000000, 'unixepoch') || printf('.%06d', scheduled_us % 1000000),
-       activity_id || ': attempt ' || CAST(attempt AS text) || ', last error ' || COALESCE(error, 'unknown')
-FROM romancy_activities WHERE status = 'backing_off' AND attempt >= 5
+SELECT 'backing_off', a.instance_id, strftime('%Y-%m-%d %H:%M:%S', a.scheduled_us / 1000000, 'unixepoch') || printf('.%06d', a.scheduled_us % 1000000),
+       a.activity_id || ': attempt ' || CAST(a.attempt AS text) || ', last error ' || COALESCE(a.error, 'unknown')
+FROM romancy_timers t JOIN romancy_activities a
+    ON a.instance_id = t.instance_id AND a.run = t.run AND a.activity_id = substr(t.timer_id, 7)
+WHERE substr(t.timer_id, 1, 6) = 'retry:' AND a.status = 'backing_off' AND a.attempt >= 5
 UNION ALL
 SELECT 'dead_letter', NULL, strftime('%Y-%m-%d %H:%M:%S', at_us / 1000000, 'unixepoch') || printf('.%06d', at_us % 1000000),
        topic || '/' || CAST(part AS text) || '/' || CAST(record_offset AS text) || ': ' || reason || ': ' || message
 FROM romancy_dead_letters WHERE replayed_us IS NULL;
+
+-- Channels, who listens and what waits to be received.
+CREATE VIEW v_channels AS
+SELECT json_extract(e.head, '$.name') AS channel, json_extract(e.head, '$.mode') AS mode,
+       (SELECT count(*) FROM romancy_members m WHERE m.entity = e.entity) AS subscribers,
+       (SELECT count(*) FROM romancy_items i WHERE i.entity = e.entity) AS backlog
+FROM romancy_entities e WHERE e.kind = 'channel';
+
+-- Who waits for which event, and since when: the log tells when the wait was recorded.
+CREATE VIEW v_event_waits AS
+SELECT w.event_type, w.event_key, w.instance_id, w.run, w.wait_id, w.matches,
+       strftime('%Y-%m-%d %H:%M:%S', w.since_us / 1000000, 'unixepoch') || printf('.%06d', w.since_us % 1000000) AS since
+FROM (
+    SELECT json_extract(e.head, '$.type') AS event_type, json_extract(e.head, '$.key') AS event_key, m.instance_id, m.run,
+           COALESCE(json_extract(m.attrs, '$.wait'), m.ref) AS wait_id, json_extract(m.attrs, '$.match') AS matches,
+           (SELECT min(h.at_us) FROM romancy_history h
+            WHERE h.instance_id = m.instance_id AND h.run = m.run AND h.ref = COALESCE(json_extract(m.attrs, '$.wait'), m.ref)) AS since_us
+    FROM romancy_entities e JOIN romancy_members m ON m.entity = e.entity
+    WHERE e.kind = 'event'
+) w;
