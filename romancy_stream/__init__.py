@@ -7,6 +7,7 @@ they come later: `workflow` and `activity` are modules too, and whoever is bound
 from typing import TYPE_CHECKING, Any
 
 from romancy_stream.activity import Activity, ActivityContext, ActivityInfo, activity, activity_context
+from romancy_stream.context import WorkflowContext
 from romancy_stream.errors import (
     ActivityContextError,
     ActivityError,
@@ -42,11 +43,12 @@ from romancy_stream.errors import (
 )
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
-from romancy_stream.workflow import Workflow, WorkflowContext, WorkflowHandle, workflow
+from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
 
 if TYPE_CHECKING:
     from romancy_stream.app import App
-    from romancy_stream.client import Client, Handle
+    from romancy_stream.client import Client
+    from romancy_stream.handle import Handle
     from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
 
 __all__ = [
@@ -105,7 +107,7 @@ _LATER = {
     "App": "app",
     "Client": "client",
     "DeadLetter": "instances",
-    "Handle": "client",
+    "Handle": "handle",
     "HistoryEntry": "instances",
     "Page": "instances",
     "WorkflowInstance": "instances",

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from romancy_stream.context import publication
 from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, current_scope
 from romancy_stream.engine.parameters import Parameters, checked_name, is_context_parameter, signature
 from romancy_stream.errors import ActivityContextError
 from romancy_stream.retry import RetryPolicy
-from romancy_stream.workflow import publication
 
 if TYPE_CHECKING:
     from types import CoroutineType

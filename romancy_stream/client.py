@@ -7,29 +7,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
-import orjson
 from cloudevents.core.base import BaseCloudEvent
 
 from romancy_stream.broker.port import Broker
-from romancy_stream.engine.failure import workflow_failed
-from romancy_stream.engine.payload import encode_data, load_plain
+from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import (
     ConfigurationError,
     InstanceExistsError,
-    InstanceNotFoundError,
-    InvalidInputError,
     PayloadError,
     RecordRefusedError,
-    RomancyError,
-    StartRefusedError,
-    UnknownWorkflowError,
-    WorkflowCancelledError,
 )
+from romancy_stream.handle import Handle, rejection
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
-from romancy_stream.runtime.hub import Outcome, ResultHub
+from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.store.port import InstanceQuery, Store
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode, new_event_time, require_sendable
@@ -45,67 +38,6 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 
 START_ANSWER_TIMEOUT_S: Final = 30.0
 """How long `on_conflict="fail"` waits for the engine to say whether the id was free."""
-
-
-class Handle(Generic[R]):
-    """A started instance."""
-
-    def __init__(
-        self, client: BaseClient, instance_id: str, workflow: Workflow[..., R] | None, command_id: str | None
-    ) -> None:
-        self.instance_id = instance_id
-        self._client = client
-        self._workflow = workflow
-        self._command_id = command_id
-
-    def __repr__(self) -> str:
-        return f"<Handle {self.instance_id}>"
-
-    async def result(self, timeout: float | None = None) -> R:
-        """What the workflow returned, in its declared type (plain JSON where the workflow is not known here).
-        `timeout` in seconds. Raises WorkflowFailedError, WorkflowCancelledError, InvalidInputError,
-        UnknownWorkflowError, TimeoutError."""
-        outcome = await self._client._hub.wait(
-            self.instance_id,
-            command_id=self._command_id,
-            timeout_s=timeout,
-            poll_interval_s=self._client._poll_interval_s,
-        )
-        raw = self._completed(outcome)
-        if self._workflow is not None:
-            return self._workflow.decode_result(raw)
-        plain: R = load_plain(raw, "the result")
-        return plain
-
-    def _completed(self, outcome: Outcome) -> bytes:
-        if outcome.kind == "completed":
-            return outcome.payload or b"null"
-        if outcome.kind == "failed":
-            failed = workflow_failed(self.instance_id, outcome.payload)
-            raise failed from failed.__cause__
-        if outcome.kind == "cancelled":
-            reason = orjson.loads(outcome.payload).get("reason") if outcome.payload else None
-            raise WorkflowCancelledError(self.instance_id, reason)
-        raise _rejection(outcome)
-
-    async def get(self) -> WorkflowInstance:
-        """Raises InstanceNotFoundError while the engine has not seen the start yet."""
-        instance = await self._client.get_instance(self.instance_id)
-        if instance is None:
-            raise InstanceNotFoundError(f"no instance {self.instance_id!r} yet")
-        return instance
-
-
-def _rejection(outcome: Outcome) -> RomancyError:
-    told = orjson.loads(outcome.payload or b"{}")
-    reason, message = told.get("reason"), str(told.get("message"))
-    if reason == "invalid_input":
-        return InvalidInputError(message, told.get("errors", []))
-    if reason == "instance_exists":
-        return InstanceExistsError(message)
-    if reason == "unknown_workflow":
-        return UnknownWorkflowError(message)
-    return StartRefusedError(f"{reason}: {message}")
 
 
 class BaseClient:
@@ -197,7 +129,7 @@ class BaseClient:
             command.subject, command_id=command.id, started=True, timeout_s=START_ANSWER_TIMEOUT_S
         )
         if outcome.kind == "rejected":
-            raise _rejection(outcome)
+            raise rejection(outcome)
         row = await self._store.get_instance(command.subject)
         if row is None or (row.event_source, row.event_id) != (command.source, command.id):
             raise InstanceExistsError(f"instance {command.subject} exists")

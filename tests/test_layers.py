@@ -6,10 +6,10 @@ The layers, from the bottom. A line may use what stands above it in this table, 
     errors, retry, ids, contract     vocabulary
     wire                             CloudEvents and records, as values
     engine                           the core: a batch in, a commit out
-    workflow, activity, registry     definitions of user code; `testing`, for users' tests of them
+    context, workflow, activity, registry     definitions of user code; `testing`, for users' tests of them
     store | broker                   the two ports and what implements them; neither knows the other
     runtime                          the shell around the core
-    instances, client, app, audit    what users hold in their hands
+    instances, handle, client, app, audit    what users hold in their hands
     cli                              the command line
 """
 
@@ -24,7 +24,7 @@ import pytest
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "ids", "contract"}
-DEFINITIONS = {"workflow", "activity", "registry"}
+DEFINITIONS = {"context", "workflow", "activity", "registry"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
@@ -34,22 +34,25 @@ MAY_USE: dict[str, set[str]] = {
     "contract": {"errors"},
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
-    "workflow": {"errors", "engine", "wire"},
-    "activity": {"errors", "retry", "engine", "workflow"},
+    "context": {"errors", "engine", "wire"},
+    "workflow": {"errors", "engine", "context"},
+    "activity": {"errors", "retry", "engine", "context"},
     "registry": {"errors", "workflow", "activity"},
     "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
     "runtime": BELOW_RUNTIME,
     "instances": {"engine", "store"},
-    "client": BELOW_RUNTIME | {"runtime", "instances"},
-    "app": BELOW_RUNTIME | {"runtime", "instances", "client"},
+    "handle": {"errors", "engine", "instances", "runtime", "workflow"},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle"},
+    "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "client"},
     "audit": {"errors", "wire", "engine", "store"},
-    "cli": BELOW_RUNTIME | {"runtime", "instances", "client", "app", "audit"},
-    "": VOCABULARY | DEFINITIONS | {"app", "client", "instances"},  # the package itself: its public names
+    "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit"},
+    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances"},  # the package itself: its public names
 }
 
 EXCEPTIONS = {
+    ("handle", "client"): "for the type alone: a handle talks through the client that made it",
     ("wire.manifest", "broker.port"): "TopicSpec is a value of the manifest that the port takes as it is",
 }
 """Known, with their reasons."""

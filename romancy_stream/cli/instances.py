@@ -20,8 +20,9 @@ from romancy_stream.cli import output, timeline
 from romancy_stream.cli.running import Refused, explaining, is_embedded, opened_store, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
-from romancy_stream.client import BaseClient, Handle
+from romancy_stream.client import BaseClient
 from romancy_stream.errors import InstanceNotFoundError, InvalidInputError, PayloadError, UnknownWorkflowError
+from romancy_stream.handle import Handle
 from romancy_stream.instances import ActivityView, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.wire.event import RESERVED_PREFIX

@@ -13,10 +13,16 @@ import threading
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from romancy_stream.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from romancy_stream.engine.children import Children
+    from romancy_stream.engine.handlers import Handlers
+    from romancy_stream.engine.subscriptions import Subscriptions
+    from romancy_stream.engine.waits import Waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,14 @@ class Scope(Protocol):
     def replaying(self) -> bool: ...
     @property
     def random(self) -> Random: ...
+    @property
+    def waits(self) -> Waits: ...
+    @property
+    def subscriptions(self) -> Subscriptions: ...
+    @property
+    def handlers(self) -> Handlers: ...
+    @property
+    def children(self) -> Children: ...
 
     def now_us(self) -> int: ...
     def uuid(self) -> UUID: ...

@@ -65,15 +65,31 @@ class LiveInstance:
         self._counters: dict[str, int] = {}
         self._random: Random | None = None
         self.arguments: Any = None  # decoded already, by who accepted the start
-        self.waits = Waits(self)
-        self.subscriptions = Subscriptions(self)
-        self.handlers = Handlers(self)
-        self.children = Children(self)
+        self._waits = Waits(self)
+        self._subscriptions = Subscriptions(self)
+        self._handlers = Handlers(self)
+        self._children = Children(self)
 
     # -- Scope: what workflow code sees --------------------------------------------------------------------------
     @property
     def workflow_name(self) -> str:
         return self._definition.name
+
+    @property
+    def waits(self) -> Waits:
+        return self._waits
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        return self._subscriptions
+
+    @property
+    def handlers(self) -> Handlers:
+        return self._handlers
+
+    @property
+    def children(self) -> Children:
+        return self._children
 
     @property
     def random(self) -> Random:

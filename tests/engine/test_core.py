@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from romancy_stream.activity import activity
+from romancy_stream.context import WorkflowContext
 from romancy_stream.engine.inputs import Received, Refused
 from romancy_stream.errors import RetryExhaustedError, TerminalError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import WireEvent
-from romancy_stream.workflow import WorkflowContext, workflow
+from romancy_stream.workflow import workflow
 from tests.engine.world import START_US, World
 
 

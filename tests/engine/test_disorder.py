@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from romancy_stream.activity import activity
+from romancy_stream.context import WorkflowContext
 from romancy_stream.errors import ActivityTimeoutError, RetryExhaustedError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
-from romancy_stream.workflow import WorkflowContext, workflow
+from romancy_stream.workflow import workflow
 from tests.engine.world import World
 
 SEEDS = range(60)

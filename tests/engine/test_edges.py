@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from romancy_stream.activity import activity
+from romancy_stream.context import WorkflowContext
 from romancy_stream.engine import history as h
 from romancy_stream.engine.loop import LATEST_US
 from romancy_stream.instances import moment
 from romancy_stream.retry import RetryPolicy
-from romancy_stream.workflow import WorkflowContext, workflow
+from romancy_stream.workflow import workflow
 from tests.engine.world import World
 
 cleaned: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from romancy_stream import App, InvalidInputError, WorkflowContext
-from romancy_stream.client import Handle
+from romancy_stream.handle import Handle
 from romancy_stream.runtime import hub
 
 PATIENCE_S = 30

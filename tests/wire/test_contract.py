@@ -17,6 +17,7 @@ from referencing import Registry, Resource
 
 from romancy_stream.activity import activity
 from romancy_stream.broker.port import TopicSpec
+from romancy_stream.context import WorkflowContext
 from romancy_stream.contract import contract_path
 from romancy_stream.engine.commit import RecordedResult
 from romancy_stream.engine.definitions import Publication
@@ -30,7 +31,7 @@ from romancy_stream.wire.dead_letter import MAX_HEADERS_BYTES, MAX_VALUE_BYTES, 
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.manifest import topic_specs
 from romancy_stream.wire.record import Record
-from romancy_stream.workflow import WorkflowContext, workflow
+from romancy_stream.workflow import workflow
 from tests.engine.world import World
 from tests.wire.making import STRUCTURED, record
 

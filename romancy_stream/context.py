@@ -1,0 +1,101 @@
+"""`ctx`: what workflow code may use of the world outside. Everything here is the same again on replay."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, Final
+from uuid import UUID
+
+from romancy_stream.engine.definitions import Publication, Scope
+from romancy_stream.engine.payload import encode_data
+from romancy_stream.wire.event import RESERVED_PREFIX
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# A thousand years: due times stay within what datetime and a BIGINT hold.
+LONGEST_SLEEP_US: Final = 1_000 * 366 * 86_400 * 1_000_000
+_US: Final = timedelta(microseconds=1)
+
+
+class WorkflowContext:
+    """One per run; the first parameter of every workflow."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    @property
+    def instance_id(self) -> str:
+        return self._scope.instance_id
+
+    @property
+    def run(self) -> int:
+        """Generation of the instance, from 1."""
+        return self._scope.run
+
+    @property
+    def workflow_name(self) -> str:
+        return self._scope.workflow_name
+
+    @property
+    def is_replaying(self) -> bool:
+        """For logging only: what depends on it is not the same on replay."""
+        return self._scope.replaying
+
+    @property
+    def random(self) -> Random:
+        return self._scope.random
+
+    def now(self) -> datetime:
+        """Log time, aware, UTC: stands still between two awaits."""
+        return EPOCH + timedelta(microseconds=self._scope.now_us())
+
+    def uuid(self) -> UUID:
+        return self._scope.uuid()
+
+    async def sleep(self, duration: float | timedelta) -> None:
+        """Durable. In seconds, or a timedelta; nothing or less has passed already."""
+        await self._scope.start_timer(self._scope.now_us() + _duration_us(duration))
+
+    async def sleep_until(self, moment: datetime) -> None:
+        """Durable. ValueError for a naive datetime; a moment in the past has passed already."""
+        if not isinstance(moment, datetime) or moment.utcoffset() is None:
+            raise ValueError(f"sleep_until needs an aware datetime, {moment!r} has no time zone")
+        await self._scope.start_timer((moment - EPOCH) // _US)
+
+    def publish_event(
+        self,
+        *,
+        type: str,
+        data: Any = None,
+        source: str | None = None,
+        subject: str | None = None,
+        topic: str | None = None,
+    ) -> None:
+        """A CloudEvent, sent once this step is durable; never again on replay. ValueError, PayloadError."""
+        self._scope.publish(publication(type, data, source, subject, topic))
+
+
+def publication(type: str, data: Any, source: str | None, subject: str | None, topic: str | None) -> Publication:
+    """Raises ValueError for what is no CloudEvent of a user, PayloadError."""
+    given = {"type": type, "source": source, "subject": subject, "topic": topic}
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, str) or not value or "\x00" in value):
+            raise ValueError(f"{name} must be a text that is not empty, not {value!r}")
+    if type.startswith(RESERVED_PREFIX):
+        raise ValueError(f"type {type!r}: types that begin with {RESERVED_PREFIX!r} are the engine's own")
+    return Publication(type, encode_data(data, f"data of event {type!r}"), source, subject, topic)
+
+
+def _duration_us(duration: float | timedelta) -> int:
+    if isinstance(duration, timedelta):
+        us = duration // _US
+    elif math.isfinite(duration):
+        us = round(duration * 1_000_000)
+    else:
+        raise ValueError(f"a sleep must be finite, not {duration!r}")
+    if us > LONGEST_SLEEP_US:
+        raise ValueError(f"a sleep may last {LONGEST_SLEEP_US // 1_000_000:,} s at most, not {duration!r}")
+    return max(0, us)

@@ -1,0 +1,86 @@
+"""What a caller holds of an instance that was started: to wait for it, and to talk to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic
+
+import orjson
+
+from romancy_stream.engine.failure import workflow_failed
+from romancy_stream.engine.payload import load_plain
+from romancy_stream.errors import (
+    InstanceExistsError,
+    InstanceNotFoundError,
+    InvalidInputError,
+    RomancyError,
+    StartRefusedError,
+    UnknownWorkflowError,
+    WorkflowCancelledError,
+)
+from romancy_stream.instances import WorkflowInstance
+from romancy_stream.runtime.hub import Outcome
+from romancy_stream.workflow import R, Workflow
+
+if TYPE_CHECKING:
+    from romancy_stream.client import BaseClient
+
+
+class Handle(Generic[R]):
+    """A started instance."""
+
+    def __init__(
+        self, client: BaseClient, instance_id: str, workflow: Workflow[..., R] | None, command_id: str | None
+    ) -> None:
+        self.instance_id = instance_id
+        self._client = client
+        self._workflow = workflow
+        self._command_id = command_id
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.instance_id}>"
+
+    async def result(self, timeout: float | None = None) -> R:
+        """What the workflow returned, in its declared type (plain JSON where the workflow is not known here).
+        `timeout` in seconds. Raises WorkflowFailedError, WorkflowCancelledError, InvalidInputError,
+        UnknownWorkflowError, TimeoutError."""
+        outcome = await self._client._hub.wait(
+            self.instance_id,
+            command_id=self._command_id,
+            timeout_s=timeout,
+            poll_interval_s=self._client._poll_interval_s,
+        )
+        raw = self._completed(outcome)
+        if self._workflow is not None:
+            return self._workflow.decode_result(raw)
+        plain: R = load_plain(raw, "the result")
+        return plain
+
+    def _completed(self, outcome: Outcome) -> bytes:
+        if outcome.kind == "completed":
+            return outcome.payload or b"null"
+        if outcome.kind == "failed":
+            failed = workflow_failed(self.instance_id, outcome.payload)
+            raise failed from failed.__cause__
+        if outcome.kind == "cancelled":
+            reason = orjson.loads(outcome.payload).get("reason") if outcome.payload else None
+            raise WorkflowCancelledError(self.instance_id, reason)
+        raise rejection(outcome)
+
+    async def get(self) -> WorkflowInstance:
+        """Raises InstanceNotFoundError while the engine has not seen the start yet."""
+        instance = await self._client.get_instance(self.instance_id)
+        if instance is None:
+            raise InstanceNotFoundError(f"no instance {self.instance_id!r} yet")
+        return instance
+
+
+def rejection(outcome: Outcome) -> RomancyError:
+    told = orjson.loads(outcome.payload or b"{}")
+    reason, message = told.get("reason"), str(told.get("message"))
+    if reason == "invalid_input":
+        return InvalidInputError(message, told.get("errors", []))
+    if reason == "instance_exists":
+        return InstanceExistsError(message)
+    if reason == "unknown_workflow":
+        return UnknownWorkflowError(message)
+    return StartRefusedError(f"{reason}: {message}")
