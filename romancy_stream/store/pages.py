@@ -47,6 +47,9 @@ def fingerprint(query: InstanceQuery, filters: tuple[InputFilter, ...]) -> str:
         query.instance_id,
         query.started_after_us,
         query.started_before_us,
+        query.parent_id,
+        query.parked,
+        query.finished_before_us,
         [[wanted.path, *_tagged(wanted.value)] for wanted in filters],
     ]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]

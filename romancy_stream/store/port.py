@@ -83,7 +83,8 @@ class WorkerOutboxRow:
 @dataclass(frozen=True, slots=True)
 class InstanceQuery:
     """Filters of list/find; they are ANDed. Name and id: case-insensitive substring, `%` and `_` mean themselves.
-    Times: [after, before). `input`: dot path -> JSON scalar."""
+    Times: [after, before). `input`: dot path -> JSON scalar. `parent_id` exact; `finished_before_us` also says
+    that it has ended."""
 
     workflow_name: str | None = None
     status: str | None = None
@@ -91,6 +92,9 @@ class InstanceQuery:
     started_after_us: int | None = None
     started_before_us: int | None = None
     input: Mapping[str, Any] | None = None
+    parent_id: str | None = None
+    parked: bool | None = None
+    finished_before_us: int | None = None
     limit: int = 50
     page_token: str | None = None
 

@@ -167,7 +167,7 @@ class _Search:
     @property
     def impossible(self) -> bool:
         """A filter asks for text that no database stores, and some refuse to be asked for."""
-        texts = (self.query.workflow_name, self.query.status, self.query.instance_id)
+        texts = (self.query.workflow_name, self.query.status, self.query.instance_id, self.query.parent_id)
         return any(wanted.impossible for wanted in self.filters) or not all(
             paths.storable(text) for text in texts if text is not None
         )
@@ -188,6 +188,12 @@ class _Search:
             found.append(table.c.started_us >= _int64(query.started_after_us))
         if query.started_before_us is not None:
             found.append(table.c.started_us < _int64(query.started_before_us))
+        if query.finished_before_us is not None:
+            found.append(table.c.finished_us < _int64(query.finished_before_us))
+        if query.parent_id is not None:
+            found.append(table.c.parent_id == query.parent_id)
+        if query.parked is not None:
+            found.append(table.c.parked.is_not(None) if query.parked else table.c.parked.is_(None))
         return found
 
     def matches(self, row: InstanceRow) -> bool:

@@ -3,24 +3,22 @@ the worker or the engine that gives up on it; the functions at the top are for a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
-from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.store.database import MYSQL, Database, finished
+from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, activity_key, any_of, chunks
 from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.tables import activity_results, worker_outbox
 from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, json_of, text_of
 
-T = TypeVar("T")
-
-KEYS_PER_STATEMENT: Final = 500  # three parameters each; SQLite and PostgreSQL allow some 32,000
 _MY_DUPLICATE: Final = 1062
 
 
@@ -76,7 +74,7 @@ class Results:
     async def close_activities(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
         if not keys:
             return {}
-        return await finished(self._close(sorted(set(keys), key=_order), at_us))
+        return await finished(self._close(sorted(set(keys), key=activity_key), at_us))
 
     async def _close(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
         """In one order everywhere, so that two engines that close the same keys cannot deadlock."""
@@ -105,30 +103,20 @@ class Results:
             return [_worker_row(row) for row in await connection.execute(statement)]
 
     async def delete_worker_outbox(self, keys: Sequence[tuple[str, int]]) -> None:
-        key = tuple_(worker_outbox.c.incarnation, worker_outbox.c.seq)
+        key = (worker_outbox.c.incarnation, worker_outbox.c.seq)
         async with self.db.writing("delete what was sent") as connection:
-            for chunk in _chunks(sorted(keys)):
-                await connection.execute(delete(worker_outbox).where(key.in_(chunk)))
+            for chunk in chunks(sorted(keys), KEYS_PER_STATEMENT):
+                await connection.execute(delete(worker_outbox).where(any_of(key, chunk)))
 
 
 async def _stored(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[ActivityKey, RecordedResult]:
     table = activity_results
-    key = tuple_(table.c.instance_id, table.c.run, table.c.activity_id)
     found: dict[ActivityKey, RecordedResult] = {}
-    for chunk in _chunks([_order(key) for key in keys]):
-        for row in await connection.execute(select(table).where(key.in_(chunk))):
+    for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+        for row in await connection.execute(select(table).where(any_of(activity_columns(table), chunk))):
             result = _result(row)
             found[result.key] = result
     return found
-
-
-def _order(key: ActivityKey) -> tuple[str, int, str]:
-    return (key.instance_id, key.run, key.activity_id)
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), KEYS_PER_STATEMENT):
-        yield items[first : first + KEYS_PER_STATEMENT]
 
 
 def _result(row: Any) -> RecordedResult:

@@ -74,13 +74,13 @@ DEAD_LETTER_COLUMNS: Final = (
 def instance_row(row: Row) -> InstanceRow:
     values = list(row)
     for index in _JSON_OF_INSTANCE:
-        values[index] = _bytes(values[index])
+        values[index] = raw(values[index])
     return InstanceRow(*values)
 
 
 def activity_row(row: Row) -> ActivityRow:
     values = list(row)
-    values[-1] = _bytes(values[-1])  # error
+    values[-1] = raw(values[-1])  # error
     return ActivityRow(*values)
 
 
@@ -90,7 +90,7 @@ def timer_row(row: Row) -> TimerRow:
 
 def history_event(row: Row) -> HistoryEvent:
     values = list(row)
-    values[-2:] = json.loads(values[-2]), _bytes(values[-1])  # attrs, payload
+    values[-2:] = json.loads(values[-2]), raw(values[-1])  # attrs, payload
     return HistoryEvent(*values)
 
 
@@ -114,5 +114,5 @@ def _headers(text: str) -> tuple[tuple[str, bytes | None], ...]:
     return tuple((name, None if value is None else base64.b64decode(value)) for name, value in json.loads(text))
 
 
-def _bytes(text: str | None) -> bytes | None:
+def raw(text: str | None) -> bytes | None:
     return None if text is None else text.encode()

@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from romancy_stream.engine.commit import Commit
+from romancy_stream.store.aging import Aging
+from romancy_stream.store.attempts import LongAttempts
 from romancy_stream.store.commit_mysql import MysqlCommitter
 from romancy_stream.store.commit_postgres import PostgresCommitter
 from romancy_stream.store.commit_sqlite import SqliteCommitter
 from romancy_stream.store.database import MYSQL, POSTGRESQL, Database
+from romancy_stream.store.entities import Entities
 from romancy_stream.store.migrate import migrate
 from romancy_stream.store.ownership import Ownership
 from romancy_stream.store.prefetch import Prefetch
@@ -22,7 +25,7 @@ class Committer(Protocol):
     async def close(self) -> None: ...
 
 
-class SqlStore(Ownership, Prefetch, Results, Readers):
+class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Readers):
     """`url` is a plain one: postgresql://, mysql://, mariadb:// or sqlite:///path."""
 
     db: Database

@@ -1,0 +1,156 @@
+"""Long attempts: their heartbeats, those that their worker has committed past, and the leases of worker processes that
+stand for them. Primary state, on the database's clock; the engine decides what a lapse means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, case, delete, exists, literal, or_, select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from romancy_stream.engine.commit import ActivityKey, Heartbeat
+from romancy_stream.store import selects
+from romancy_stream.store.clocks import clock
+from romancy_stream.store.database import MYSQL, POSTGRESQL, Database, finished
+from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, activity_key, any_of, chunks
+from romancy_stream.store.port import Detached
+from romancy_stream.store.tables import activity_results, detached, heartbeats, leases, tombstones
+from romancy_stream.store.writes import CLOSED, text_of
+
+LEASES_KEPT_US: Final = 24 * 3600 * 1_000_000  # over and done with, but somebody may want to see who worked here
+LEASES_FORGOTTEN_AT_ONCE: Final = 100  # per renewal: each process leaves one behind
+
+_US_PER_S: Final = 1_000_000
+
+
+class LongAttempts:
+    db: Database
+
+    async def beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
+        return await finished(self._beat(key, attempt, details))
+
+    async def _beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
+        """An attempt that is older than the one that beat last changes nothing; one that was given up leaves none."""
+        row = {"instance_id": key.instance_id, "run": key.run, "activity_id": key.activity_id, "attempt": attempt}
+        row["details"] = text_of(details)
+        async with self.db.writing("record a heartbeat") as connection:
+            if (await connection.execute(select(_given_up(key)))).scalar_one():
+                return False
+            await connection.execute(_beaten(self.db.dialect).values(at_us=clock(self.db.dialect), **row))
+            return True
+
+    async def heartbeats(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Heartbeat]:
+        found: dict[ActivityKey, Heartbeat] = {}
+        if not keys:
+            return found
+        columns = activity_columns(heartbeats)
+        async with self.db.reading("read heartbeats") as connection:
+            for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+                for row in await connection.execute(select(heartbeats).where(any_of(columns, chunk))):
+                    key = ActivityKey(row.instance_id, row.run, row.activity_id)
+                    found[key] = Heartbeat(key, row.attempt, row.at_us, selects.raw(row.details))
+        return found
+
+    async def detach(self, attempts: Sequence[Detached], lease_s: float) -> None:
+        if attempts:
+            await finished(self._detach(attempts, lease_s))
+
+    async def _detach(self, attempts: Sequence[Detached], lease_s: float) -> None:
+        rows = [
+            {
+                "instance_id": each.key.instance_id,
+                "run": each.key.run,
+                "activity_id": each.key.activity_id,
+                "part": each.part,
+                "attempt": each.attempt,
+                "incarnation": each.incarnation,
+            }
+            for each in sorted(attempts, key=lambda each: activity_key(each.key))
+        ]
+        async with self.db.writing("detach attempts") as connection:
+            await connection.execute(_upsert(detached, self.db.dialect, "part", "attempt", "incarnation"), rows)
+            for incarnation in sorted({each.incarnation for each in attempts}):
+                await self._renew(connection, incarnation, lease_s)
+
+    async def renew_lease(self, incarnation: str, lease_s: float) -> None:
+        await finished(self._renew_lease(incarnation, lease_s))
+
+    async def _renew_lease(self, incarnation: str, lease_s: float) -> None:
+        async with self.db.writing("renew a lease") as connection:
+            await self._renew(connection, incarnation, lease_s)
+            await self._forget_old_leases(connection)
+
+    async def _renew(self, connection: AsyncConnection, incarnation: str, lease_s: float) -> None:
+        until = clock(self.db.dialect) + literal(round(lease_s * _US_PER_S))
+        renewed = _upsert(leases, self.db.dialect, "expires_us")
+        await connection.execute(renewed.values(incarnation=incarnation, expires_us=until))
+
+    async def _forget_old_leases(self, connection: AsyncConnection) -> None:
+        """Read first, deleted by key: two who renew at once must not wait for each other's rows."""
+        old = select(leases.c.incarnation).where(leases.c.expires_us < clock(self.db.dialect) - LEASES_KEPT_US)
+        rows = await connection.execute(old.order_by(leases.c.incarnation).limit(LEASES_FORGOTTEN_AT_ONCE))
+        if names := list(rows.scalars()):
+            await connection.execute(delete(leases).where(leases.c.incarnation.in_(names)))
+
+    async def attach(self, keys: Sequence[ActivityKey]) -> None:
+        if keys:
+            await finished(self._attach(keys))
+
+    async def _attach(self, keys: Sequence[ActivityKey]) -> None:
+        async with self.db.writing("attach attempts") as connection:
+            for chunk in chunks(sorted({activity_key(key) for key in keys}), KEYS_PER_STATEMENT):
+                await connection.execute(delete(detached).where(any_of(activity_columns(detached), chunk)))
+
+    async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:
+        """By key."""
+        over = or_(leases.c.incarnation.is_(None), leases.c.expires_us <= clock(self.db.dialect))
+        found = (
+            select(detached)
+            .outerjoin(leases, leases.c.incarnation == detached.c.incarnation)
+            .where(detached.c.part.in_(parts), over)
+            .order_by(*detached.primary_key)
+            .limit(limit)
+        )
+        async with self.db.reading("look for lapsed leases") as connection:
+            return [
+                Detached(ActivityKey(row.instance_id, row.run, row.activity_id), row.attempt, row.part, row.incarnation)
+                for row in await connection.execute(found)
+            ]
+
+
+def _given_up(key: ActivityKey) -> ColumnElement[bool]:
+    """Closed, or gone with its instance."""
+    results = activity_results.c
+    closed = and_(any_of(activity_columns(activity_results), [activity_key(key)]), results.outcome == CLOSED)
+    buried = and_(tombstones.c.instance_id == key.instance_id, tombstones.c.run >= key.run)
+    return or_(exists().where(closed), exists().where(buried))
+
+
+def _beaten(dialect: str) -> Any:
+    """An upsert that leaves the heartbeat of a later attempt as it is."""
+    names = ("at_us", "details", "attempt")  # MySQL sets from left to right, and each looks at `attempt`
+    if dialect == MYSQL:
+        statement = mysql.insert(heartbeats)
+        new = statement.inserted
+        kept = new.attempt < heartbeats.c.attempt
+        changes = [(name, case((kept, heartbeats.c[name]), else_=new[name])) for name in names]
+        return statement.on_duplicate_key_update(changes)
+    made = postgresql.insert(heartbeats) if dialect == POSTGRESQL else sqlite.insert(heartbeats)
+    return made.on_conflict_do_update(
+        index_elements=list(heartbeats.primary_key),
+        set_={name: made.excluded[name] for name in names},
+        where=made.excluded.attempt >= heartbeats.c.attempt,
+    )
+
+
+def _upsert(table: Any, dialect: str, *names: str) -> Any:
+    """`names`: what changes where the key is there."""
+    if dialect == MYSQL:
+        statement = mysql.insert(table)
+        return statement.on_duplicate_key_update([(name, statement.inserted[name]) for name in names])
+    made = postgresql.insert(table) if dialect == POSTGRESQL else sqlite.insert(table)
+    return made.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={name: made.excluded[name] for name in names}
+    )

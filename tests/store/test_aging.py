@@ -1,0 +1,56 @@
+"""What grows old on each database: found oldest first, forgotten a portion at a time."""
+
+from __future__ import annotations
+
+from romancy_stream.store import tables
+from romancy_stream.store.sql import SqlStore
+from tests.store.writing import committed, entity, instance, item, owned, rows, tombstone
+
+HOUR_US = 3600 * 1_000_000
+
+
+async def test_items_expire_by_the_databases_clock(store: SqlStore) -> None:
+    now_us = await store.now_us()
+    items = [
+        item(1, expires_us=now_us - 1, part=1),
+        item(2, expires_us=now_us - 3),
+        item(3, expires_us=now_us - 2),
+        item(4, expires_us=now_us - 9, part=3),
+        item(5, expires_us=now_us + HOUR_US),
+        item(6),
+        item(1, "a", expires_us=now_us - 2),
+    ]
+    await committed(store, await owned(store, 0), items=items)
+    due = [(0, "event:paid:k1", 2), (0, "a", 1), (0, "event:paid:k1", 3), (1, "event:paid:k1", 1)]
+    assert await store.expired_items([0, 1, 2], 10) == due
+    assert await store.expired_items([0, 1, 2], 2) == due[:2]
+    assert await store.expired_items([2], 10) == []
+
+
+async def test_instances_that_ended_before(store: SqlStore) -> None:
+    ended = [instance(f"o-{n}", status="completed", finished_us=us) for n, us in enumerate((30, 10, 20, 20, 40))]
+    others = [instance("open"), instance("elsewhere", part=3, status="failed", finished_us=1)]
+    await committed(store, await owned(store, 0), instances=[*ended, *others])
+    assert await store.finished_before([0, 1], 30, 10) == [(0, "o-1"), (0, "o-2"), (0, "o-3")]
+    assert await store.finished_before([0, 1, 3], 30, 2) == [(3, "elsewhere"), (0, "o-1")]
+    assert await store.finished_before([2], 2**62, 10) == []
+
+
+async def test_what_was_taken_in_is_forgotten_oldest_first(store: SqlStore) -> None:
+    intake = [(part, f"d{n:04}", 1000 + n) for part in (0, 1, 2) for n in range(300)]
+    await committed(store, await owned(store, 0), intake=intake)
+    assert await store.forget_intake([0, 2], 1250, 100) == 100
+    left = await rows(store, tables.intake)
+    assert sorted(set(intake) - set(left)) == [(part, f"d{n:04}", 1000 + n) for part in (0, 2) for n in range(50)]
+    assert await store.forget_intake([0, 2], 1250, 1000) == 400
+    assert await store.forget_intake([0, 2], 1250, 1000) == 0
+    assert len(await rows(store, tables.intake)) == 900 - 500
+
+
+async def test_tombstones_are_forgotten_oldest_first(store: SqlStore) -> None:
+    deleted = [tombstone(f"o-{n}", at_us=100 - n, part=n % 2) for n in range(10)]
+    await committed(store, await owned(store, 0), deleted=deleted, entities=[entity()])
+    assert await store.forget_tombstones([0], 100, 2) == 2
+    assert await store.forget_tombstones([1], 94, 10) == 2
+    assert sorted(row[0] for row in await rows(store, tables.tombstones)) == ["o-0", "o-1", "o-2", "o-3", "o-4", "o-5"]
+    assert sorted((await store.known(["o-6", "o-5"])).tombstones) == ["o-5"]
