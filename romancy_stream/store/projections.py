@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from romancy_stream.engine.commit import ActivityRow, InstanceRow, TimerRow
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
+from romancy_stream.store.paths import storable
 
 IDS_PER_STATEMENT: Final = 500  # far below every driver's limit of parameters
 ROWS_PER_STATEMENT: Final = 500  # rows hold whole inputs and outputs
@@ -59,6 +60,18 @@ class Projections:
         async with self.db.reading("scan histories") as connection:
             events = map(selects.history_event, await connection.execute(found))
             return {instance_id: list(rows) for instance_id, rows in groupby(events, attrgetter("instance_id"))}
+
+    async def whole_histories(self, ids: Sequence[str]) -> Mapping[str, Sequence[HistoryEvent]]:
+        """All runs of each, by (run, seq), out of the log alone. Ids without a log are absent."""
+        table = tables.history
+        found = select(*selects.columns(table, HistoryEvent, self.db.dialect)).order_by(*table.primary_key)
+        histories: dict[str, list[HistoryEvent]] = {}
+        async with self.db.reading("read histories") as connection:
+            for some in _chunks(sorted(filter(storable, set(ids))), IDS_PER_STATEMENT):
+                for row in await connection.execute(found.where(table.c.instance_id.in_(some))):
+                    event = selects.history_event(row)
+                    histories.setdefault(event.instance_id, []).append(event)
+        return histories
 
     async def projected(
         self, ids: Sequence[str]

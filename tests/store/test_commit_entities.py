@@ -136,8 +136,6 @@ async def test_a_commit_closes_what_no_worker_was_first_with(store: SqlStore) ->
 
 
 async def test_a_commit_that_closes_waits_for_a_worker_in_flight(store: SqlStore) -> None:
-    if store.db.dialect == "sqlite":
-        pytest.skip("one writer at a time")
     marks = await owned(store, 0)
     done = RecordedResult(ActivityKey("o-1", 1, "a:1"), 3, "completed", b"1", "w", 7)
     async with store.db.engine.connect() as worker:

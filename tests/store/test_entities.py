@@ -67,3 +67,11 @@ async def test_known_tells_of_the_deleted_too(store: SqlStore) -> None:
     assert known.instances == {"o-1": again, "o-3": instance("o-3")}
     assert known.rejections == {"o-1": refused}
     assert known.tombstones == {"o-1": gone[0], "o-2": gone[1]}
+
+
+async def test_whole_histories_are_of_all_runs_in_their_order(store: SqlStore) -> None:
+    log = [event("o-1", seq, run=run) for run in (1, 2, 10) for seq in (1, 2)]
+    await committed(store, await owned(store, 0), history=[*log, event("o-2")], instances=[instance("o-1", run=2)])
+    assert await store.whole_histories(["o-2", "o-1", "unknown", "nul\0"]) == {"o-1": log, "o-2": [event("o-2")]}
+    pages = [page async for page in store.scan_histories(1)]
+    assert pages == [{"o-1": log}, {"o-2": [event("o-2")]}]

@@ -94,6 +94,29 @@ async def test_status_is_exact_and_times_are_half_open(database: str, request: p
         assert await ids(readers, status="running", workflow_name="oth", instance_id="C", started_after_us=30) == ["c"]
 
 
+@on_every_database
+async def test_children_parked_ones_and_those_that_ended(database: str, request: pytest.FixtureRequest) -> None:
+    async with readers_on(request.getfixturevalue(database)) as readers:
+        await put(
+            readers,
+            [
+                instance("a", parent_id="p", parked="diverged", started_us=10),
+                instance("b", parent_id="P", finished_us=20, status="failed", started_us=20),
+                instance("c", finished_us=30, status="completed", parked="x", started_us=30),
+                instance("d", parent_id="p", finished_us=40, status="completed", started_us=40),
+            ],
+        )
+        assert await ids(readers, parent_id="p") == ["d", "a"]
+        for parent_id in ("p ", "", "q", "nul\0"):
+            assert await ids(readers, parent_id=parent_id) == [], parent_id
+        assert await ids(readers, parked=True) == ["c", "a"]
+        assert await ids(readers, parked=False) == ["d", "b"]
+        assert await ids(readers, finished_before_us=40) == ["c", "b"]
+        assert await ids(readers, finished_before_us=20) == []
+        assert await ids(readers, finished_before_us=2**70) == ["d", "c", "b"]
+        assert await ids(readers, parent_id="p", parked=False, finished_before_us=41, status="completed") == ["d"]
+
+
 # -- order and pages
 
 
@@ -282,6 +305,10 @@ async def test_a_token_belongs_to_its_filters(sqlite_db: str) -> None:
         replace(base, instance_id="i"),
         replace(base, started_after_us=0),
         replace(base, started_before_us=2**60),
+        replace(base, parent_id="p"),
+        replace(base, parked=True),
+        replace(base, parked=False),
+        replace(base, finished_before_us=1),
         replace(base, input=None),
         replace(base, input={"a": 5}),
         replace(base, input={"a": "5", "b": None}),

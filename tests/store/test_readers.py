@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -52,12 +53,15 @@ async def test_an_instance_with_every_field(database: str, request: pytest.Fixtu
         parked="why \u2028 not",
         event_source="https://example.com/" + "x" * 1000,
         event_id="e/1",
+        parent_id="p" * 255,
+        waiting_for=b'["event paid", "channel \\u00e9"]',
+        version="v" * 64,
     )
     async with readers_on(request.getfixturevalue(database)) as readers:
         await put(readers, [full, instance("b")])
         found = await readers.get_instance("a")
         assert found is not None
-        for name in type(full).__slots__:
+        for name in (field.name for field in fields(full)):
             stored, wanted = getattr(found, name), getattr(full, name)
             assert type(stored) is type(wanted), name
             if isinstance(wanted, bytes):

@@ -21,6 +21,7 @@ from romancy_stream.errors import CommitUnknownError, ConfigurationError, Fenced
 from romancy_stream.store import tables
 from romancy_stream.store.database import finished
 from romancy_stream.store.failures import is_lost, is_unavailable, translated
+from romancy_stream.store.port import Detached
 from romancy_stream.store.sql import SqlStore
 from tests.store.conftest import PARTITIONS, Another
 from tests.store.writing import execute, instance, outgoing, owned, rows
@@ -40,6 +41,19 @@ CALLS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "record_topic_ids": lambda store: store.record_topic_ids({"t": "1"}),
     "known": lambda store: store.known(["o-1"]),
     "histories": lambda store: store.histories(["o-1"]),
+    "history_prefixes": lambda store: store.history_prefixes([("o-1", 1)]),
+    "entities": lambda store: store.entities(["e"]),
+    "taken_in": lambda store: store.taken_in([(0, "d")]),
+    "beat": lambda store: store.beat(KEY, 1, None),
+    "heartbeats": lambda store: store.heartbeats([KEY]),
+    "detach": lambda store: store.detach([Detached(KEY, 1, 0, "w")], 1),
+    "renew_lease": lambda store: store.renew_lease("w", 1),
+    "attach": lambda store: store.attach([KEY]),
+    "lapsed": lambda store: store.lapsed([0], 1),
+    "expired_items": lambda store: store.expired_items([0], 1),
+    "finished_before": lambda store: store.finished_before([0], 1, 1),
+    "forget_intake": lambda store: store.forget_intake([0], 1, 1),
+    "forget_tombstones": lambda store: store.forget_tombstones([0], 1, 1),
     "close_activities": lambda store: store.close_activities([KEY], 1),
     "results": lambda store: store.results([KEY]),
     "worker_outbox": lambda store: store.worker_outbox([0], 1, 1),

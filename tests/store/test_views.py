@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
 from typing import Any
 
 from romancy_stream.engine.commit import Commit, DeadLetter
 from romancy_stream.store.sql import SqlStore
-from tests.store.writing import activity, event, execute, instance, outgoing, owned, timer
+from tests.store.writing import activity, entity, event, execute, instance, item, member, outgoing, owned, timer
 
 AT_US = 1_700_000_000_123_456
 AT = datetime.datetime(2023, 11, 14, 22, 13, 20, 123456, datetime.UTC)
@@ -27,6 +28,7 @@ async def test_v_instances(store: SqlStore) -> None:
     failed = instance(
         "o-2", part=2, run=3, status="failed", error=b'{"type": "X"}', finished_us=AT_US + 1, parked="why"
     )
+    failed = replace(failed, parent_id="p-1", waiting_for=b'["event paid"]', version="v2")
     await store.commit(Commit(marks=marks, instances=[running, failed]))
     quote = "`" if store.db.dialect == "mysql" else '"'
     columns = ["instance_id", "run", "workflow", "status", "input", "output", "error", "started_at", "updated_at"]
@@ -39,6 +41,13 @@ async def test_v_instances(store: SqlStore) -> None:
     assert (second[6] if isinstance(second[6], dict) else json.loads(second[6])) == {"type": "X"}
     assert moment(second[9]) == AT + datetime.timedelta(microseconds=1)
     assert second[10:] == (2, "why")
+    added = await execute(store, "SELECT parent_id, waiting_for, version FROM v_instances ORDER BY instance_id")
+    assert added[0] == (None, None, None)
+    waiting_for = added[1][1] if isinstance(added[1][1], list) else json.loads(added[1][1])
+    assert (added[1][0], waiting_for, added[1][2]) == ("p-1", ["event paid"], "v2")
+    async with store.db.reading("look") as connection:
+        shown = (await connection.exec_driver_sql("SELECT * FROM v_instances")).keys()
+    assert [*shown] == [name.strip('`"') for name in columns] + ["parent_id", "waiting_for", "version"]
 
 
 async def test_v_activity_attempts(store: SqlStore) -> None:
@@ -108,3 +117,53 @@ async def test_v_stuck(store: SqlStore) -> None:
         ("refused", "o-3", "partition 0, position 1 for shop.events: too large"),
     ]
     assert [None if row[2] is None else moment(row[2]) for row in found] == [AT, AT, AT, AT, None]
+
+
+async def test_v_channels(store: SqlStore) -> None:
+    await store.commit(
+        Commit(
+            marks=await owned(store, 0),
+            entities=[
+                entity("channel:orders", kind="channel", head=b'{"name": "orders", "mode": "broadcast", "n": [1]}'),
+                entity("channel:new", kind="channel"),
+                entity("channel:odd", kind="channel", head=b'{"name": null, "mode": {"a": 1}}'),
+                entity(),
+            ],
+            members=[member("channel:orders", f"o-{n}", "sub:1") for n in range(3)] + [member()],
+            items=[item(n, "channel:orders") for n in (4, 5)] + [item()],
+        )
+    )
+    found = await execute(store, "SELECT channel, mode, subscribers, backlog FROM v_channels")
+    shown = sorted(found, key=lambda row: row[2])
+    assert [row[2:] for row in shown] == [(0, 0), (0, 0), (3, 2)]
+    assert shown[-1][:2] == ("orders", "broadcast")
+    assert {row[0] for row in shown[:2]} == {None}
+
+
+async def test_v_event_waits(store: SqlStore) -> None:
+    waited = event("o-1", 2, run=2, kind="event.awaited", ref="paid:1", at_us=AT_US)
+    await store.commit(
+        Commit(
+            marks=await owned(store, 0),
+            entities=[
+                entity(head=b'{"type": "paid", "key": "k1"}'),
+                entity("event:bare"),
+                entity("channel:orders", kind="channel"),
+            ],
+            members=[
+                member(run=2, attrs=b'{"match": {"n": 1}, "wait": "paid:1"}'),
+                member("event:bare", "o-2", ref="bare:1", attrs=b'{"wait": null}'),
+                member("channel:orders", "o-3"),
+            ],
+            history=[waited, event("o-1", 3, run=2, kind="event.received", ref="paid:1", at_us=AT_US + 9)],
+        )
+    )
+    first, second = await execute(
+        store,
+        "SELECT event_type, event_key, instance_id, run, wait_id, matches, since FROM v_event_waits "
+        "ORDER BY instance_id",
+    )
+    assert first[:5] == ("paid", "k1", "o-1", 2, "paid:1")
+    assert json.loads(first[5]) == {"n": 1}
+    assert moment(first[6]) == AT
+    assert second == (None, None, "o-2", 1, "bare:1", None, None)
