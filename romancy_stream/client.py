@@ -222,9 +222,8 @@ class BaseClient:
                 instance_id,
                 _us(started_after),
                 _us(started_before),
-                None,
-                limit,
-                page_token,
+                limit=limit,
+                page_token=page_token,
             )
         )
 
@@ -240,7 +239,9 @@ class BaseClient:
         """By values in the input: `{"customer.id": "c1", "items.0.sku": "A"}`, all of them. A string matches itself,
         a number any equal number, True and False only themselves, None a null that is there. InvalidPathError,
         InvalidPageTokenError."""
-        return await self._page(InstanceQuery(workflow_name, status, None, None, None, dict(input), limit, page_token))
+        return await self._page(
+            InstanceQuery(workflow_name, status, input=dict(input), limit=limit, page_token=page_token)
+        )
 
     async def _page(self, query: InstanceQuery) -> Page:
         page = await self._store.list_instances(query)

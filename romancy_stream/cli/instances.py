@@ -250,8 +250,8 @@ def list_(
         _time("--started-after", started_after),
         _time("--started-before", started_before),
         dict(map(_filter, find)) if find else None,
-        limit,
-        page_token,
+        limit=limit,
+        page_token=page_token,
     )
     page = run(_list(app, query))
     if as_json:

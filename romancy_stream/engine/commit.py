@@ -233,6 +233,7 @@ class Commit:
     members_gone: list[tuple[str, str, str]] = field(default_factory=list)  # entity, instance_id, ref
     items: list[ItemRow] = field(default_factory=list)  # upsert
     items_gone: list[tuple[str, int]] = field(default_factory=list)  # entity, seq
+    blobs: dict[str, bytes] = field(default_factory=dict)  # to be kept elsewhere before the rest is written
     deleted: list[Tombstone] = field(default_factory=list)  # every row of the instance goes, this one comes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from romancy_stream.engine.sealing import PLAIN, Sealing
 from romancy_stream.retry import RetryPolicy
 
 CACHED_INSTANCES: Final = 10_000
@@ -32,3 +33,4 @@ class CoreConfig:
     channel_retention_s: float = CHANNEL_RETENTION_S
     history_warning: int = HISTORY_WARNING
     history_limit: int = HISTORY_LIMIT
+    sealing: Sealing = PLAIN

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from romancy_stream.engine import correlation, features, ordered, projection, runs, saga
@@ -18,7 +19,7 @@ from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
 from romancy_stream.engine.commit import ActivityKey, Commit
 from romancy_stream.engine.config import CoreConfig
-from romancy_stream.engine.definitions import Registry
+from romancy_stream.engine.definitions import Registry, WorkflowDef
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import (
@@ -36,9 +37,10 @@ from romancy_stream.engine.instance import Command, LiveInstance, deliver_late, 
 from romancy_stream.engine.loop import StepTooLong, stepping_aside
 from romancy_stream.engine.mail import read
 from romancy_stream.engine.projection import USER_TIMER
+from romancy_stream.engine.sealing import is_sealed
 from romancy_stream.engine.starts import Starts
 from romancy_stream.engine.timers import Timers
-from romancy_stream.errors import InvalidInputError, NonDeterminismError
+from romancy_stream.errors import InvalidInputError, NonDeterminismError, PayloadError
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent, whole_number
 from romancy_stream.wire.partition import partition_for
@@ -164,12 +166,39 @@ class EngineCore:
             state = projection.fold(events, part)
             state.clear_changes()
             if state.finished is None and instance_id not in self._cache:
-                self._cache[instance_id] = Entry(state, history=list(events))
+                self._cache[instance_id] = Entry(state, history=[self._opened(event) for event in events])
         for name, stored in loaded.entities.items():
             if name not in self._entities:
                 entity = self._new_entity(name)
                 entity.load(stored.row, list(stored.members), list(stored.items))
                 self._entities[name] = entity
+
+    def blobs(self, inputs: Sequence[Input], histories: Iterable[Sequence[HistoryEvent]]) -> list[str]:
+        """Payloads kept elsewhere that the batch will need, by name: those in its messages and in what was loaded."""
+        sealing = self.config.sealing
+        payloads = [event.payload for events in histories for event in events if is_sealed(event.payload)]
+        for each in inputs:
+            if isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.data is not None:
+                data = each.event.data
+                payloads.append(read(each.event).payload if each.event.type == w.TO_INSTANCE else data)
+        return list(dict.fromkeys(name for raw in payloads if raw is not None for name in sealing.refs(raw)))
+
+    def opened(self, raw: bytes | None) -> bytes | None:
+        """PayloadError: see `Sealing.open`."""
+        return raw if raw is None or not is_sealed(raw) else self.config.sealing.open(raw, self.loaded.blobs)
+
+    def sealed(self, batch: Batch, raw: bytes, what: str) -> bytes:
+        """For what came in open. PayloadTooLargeError."""
+        return raw if is_sealed(raw) else self.config.sealing.seal(raw, what, batch.commit.blobs)
+
+    def _opened(self, event: HistoryEvent) -> HistoryEvent:
+        """For replay, which may come in a later batch. What cannot be opened stays as it is: replay will say why."""
+        if not is_sealed(event.payload):
+            return event
+        try:
+            return replace(event, payload=self.opened(event.payload))
+        except PayloadError:
+            return event
 
     def closings(self, inputs: Sequence[Input], now_us: int) -> list[ActivityKey]:
         """Activities that this batch may give up on: their keys must be claimed before `handle` decides."""
@@ -323,10 +352,15 @@ class EngineCore:
         """A start that was accepted. `arguments` is its input as the workflow's `decode` gave it."""
         definition = self._workflows[event.attrs["workflow"]]
         entry = batch.start(event, part)
-        entry.live = LiveInstance(definition, event.instance_id, event.run, self.config.default_policy)
+        entry.live = self._live(definition, event.instance_id, event.run)
         entry.live.arguments = arguments
         self._cache[event.instance_id] = entry
         self._step(batch, entry, event)
+
+    def _live(self, definition: WorkflowDef, instance_id: str, run: int) -> LiveInstance:
+        live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
+        live.known = self.loaded.blobs
+        return live
 
     def deliver(
         self,
@@ -349,15 +383,19 @@ class EngineCore:
 
     def _step(self, batch: Batch, entry: Entry, event: HistoryEvent) -> None:
         assert entry.live is not None
+        entry.live.known = self.loaded.blobs
         try:
             commands = entry.live.deliver(event)
-        except StepTooLong as error:
+        except (StepTooLong, PayloadError) as error:
             self._park(batch, entry, error, [event.seq])
         else:
             self._answer(batch, entry, commands)
 
     def _answer(self, batch: Batch, entry: Entry, commands: Sequence[Command]) -> None:
         """Records what the code asked for."""
+        if entry.live is not None and entry.live.blobs:
+            batch.commit.blobs.update(entry.live.blobs)
+            entry.live.blobs = {}
         for command in commands:
             ending = features.ENDINGS.get(command.kind)
             if ending is None:
@@ -372,10 +410,10 @@ class EngineCore:
         if definition is None:
             return LookupError(f"no workflow named {state.workflow!r} is registered in this process")
         assert entry.history is not None
-        live = LiveInstance(definition, state.instance_id, state.run, self.config.default_policy)
+        live = self._live(definition, state.instance_id, state.run)
         try:
             replay(live, entry.history)
-        except (NonDeterminismError, InvalidInputError, StepTooLong) as error:
+        except (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong) as error:
             live.evict()
             return error
         entry.live, entry.history = live, None
@@ -411,11 +449,11 @@ class EngineCore:
         if definition is None:
             return
         assert entry.history is not None
-        live = LiveInstance(definition, entry.state.instance_id, entry.state.run, self.config.default_policy)
+        live = self._live(definition, entry.state.instance_id, entry.state.run)
         try:
             kept = replay(live, entry.history)
             commands = deliver_late(live, kept, batch.now_us)
-        except (NonDeterminismError, InvalidInputError, StepTooLong):
+        except (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong):
             live.evict()  # still the wrong code: it stays parked with what is recorded of it
             return
         batch.record(entry, h.WORKFLOW_RESUMED)

@@ -111,4 +111,5 @@ class Loaded:
     entities: Mapping[str, StoredEntity] = field(default_factory=dict)
     taken_in: frozenset[tuple[int, str]] = frozenset()
     heartbeats: Mapping[ActivityKey, Heartbeat] = field(default_factory=dict)
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
     prefixes: Mapping[tuple[str, int], Sequence[HistoryEvent]] = field(default_factory=dict)

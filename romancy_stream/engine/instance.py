@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
-from dataclasses import field
+from dataclasses import field, replace
 from random import Random
 from typing import Any, Final
 from uuid import UUID
@@ -23,14 +23,29 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import LATEST_US, WorkflowLoop, WorkflowTimer
 from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
+from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
 from romancy_stream.engine.subscriptions import Subscriptions
 from romancy_stream.engine.waits import Waits
-from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError
+from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire.value import value
 
 ACTIVITY_ID_CHARS: Final = 200
 """Leaves room in a 255 character database key for the prefixes of the engine's own timers."""
+
+
+SEALED: Final = frozenset(
+    {
+        h.ACTIVITY_SCHEDULED,
+        h.COMPENSATION_REGISTERED,
+        h.MESSAGE_SENT,
+        h.UPDATE_COMPLETED,
+        h.CHILD_STARTED,
+        h.WORKFLOW_COMPLETED,
+        h.WORKFLOW_RECURRED,
+    }
+)
+"""Commands whose payload is sealed. Published events are for others to read, and errors for people."""
 
 
 @value
@@ -50,12 +65,22 @@ class Command:
 class LiveInstance:
     """Implements `definitions.Scope`. `default_policy` is used where an activity has none of its own."""
 
-    def __init__(self, definition: WorkflowDef, instance_id: str, run: int, default_policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        definition: WorkflowDef,
+        instance_id: str,
+        run: int,
+        default_policy: RetryPolicy,
+        sealing: Sealing = PLAIN,
+    ) -> None:
         self.instance_id = instance_id
         self.run = run
         self.replaying = False
         self._definition = definition
         self._default_policy = default_policy
+        self._sealing = sealing
+        self.blobs: dict[str, bytes] = {}  # to be kept elsewhere, for commands that nobody has taken yet
+        self.known: Blobs = {}  # kept elsewhere, read for the inputs that are delivered now
         self._loop = WorkflowLoop(self, f"{instance_id}/{run}")  # type: ignore[abstract]  # the other methods refuse
         self._main: asyncio.Task[bytes] | None = None
         self._commands: list[Command] = []
@@ -139,7 +164,9 @@ class LiveInstance:
     def emit(
         self, kind: str, ref: str | None = None, attrs: dict[str, Any] | None = None, payload: bytes | None = None
     ) -> None:
-        """A command. Refused with Evicted while the instance leaves the cache, once a future was asked for."""
+        """A command. Raises PayloadTooLargeError."""
+        if payload is not None and kind in SEALED:
+            payload = self._sealing.seal(payload, f"{self.workflow_name}: {kind} {ref or ''}", self.blobs)
         self._commands.append(Command(kind, ref, attrs or {}, payload))
 
     def take_back(self, kind: str, ref: str) -> bool:
@@ -194,6 +221,8 @@ class LiveInstance:
         """Runs the code on one input until it waits again. InvalidInputError: the input of `workflow.started` no
         longer fits the code. StepTooLong: the code does not come to rest."""
         self._loop.now_us = event.at_us
+        if event.payload is not None and is_sealed(event.payload):
+            event = replace(event, payload=self._sealing.open(event.payload, self.known))
         DELIVER[event.kind](self, event)
         set_current_scope(self)
         try:
@@ -201,9 +230,15 @@ class LiveInstance:
         finally:
             set_current_scope(None)
         if self._main is not None and self._main.done():
-            self._commands.append(self._outcome(self._main))
+            self._end(self._outcome(self._main))
         commands, self._commands = self._commands, []
         return commands
+
+    def _end(self, command: Command) -> None:
+        try:
+            self.emit(command.kind, command.ref, command.attrs, command.payload)
+        except PayloadTooLargeError as error:
+            self.emit(h.WORKFLOW_FAILED, payload=encode_error(error, retryable=False))
 
     def evict(self) -> None:
         """Ends the coroutines; the instance goes on from its history another time."""
@@ -312,9 +347,7 @@ def deliver_late(live: LiveInstance, kept: Iterable[HistoryEvent], at_us: int) -
 
 
 def _at(event: HistoryEvent, at_us: int) -> HistoryEvent:
-    return HistoryEvent(
-        event.instance_id, event.run, event.seq, at_us, event.kind, event.ref, event.attrs, event.payload
-    )
+    return replace(event, at_us=at_us)
 
 
 def _check(live: LiveInstance, outstanding: deque[Command], event: HistoryEvent) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # What every reader of events takes, with room for the envelope of a workflow's result.
 MAX_PAYLOAD_BYTES: Final = MAX_DATA_BYTES
+# What code may hand over where the app keeps large payloads elsewhere. It is held in memory, several times.
+MAX_ENCODED_BYTES: Final = 64 * 2**20
 # A list of thousands of mistakes helps nobody and would not fit into an event.
 MAX_VALIDATION_ERRORS: Final = 50
 # Long enough to find the value in the error message, short enough for a log line.
@@ -114,15 +116,17 @@ def encode_data(value: Any, what: str = "data") -> bytes | None:
     raw = _dump_adapted(_outgoing(), value, what)
     if b"null" in raw and has_nan(value):
         raise PayloadError(f"{what}: NaN and Infinity are not JSON")
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD_BYTES:,}")
     return checked(raw, what)
 
 
 # -- limits and rules of every payload -------------------------------------------------------------------------
 def checked(raw: bytes, what: str, max_depth: int = MAX_JSON_DEPTH) -> bytes:
     """The same bytes, within the limits and without NUL, NaN and Infinity: no database or JSON reader takes more."""
-    if len(raw) > MAX_PAYLOAD_BYTES:
+    if len(raw) > MAX_ENCODED_BYTES:
         raise PayloadTooLargeError(
-            f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD_BYTES:,}; "
+            f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_ENCODED_BYTES:,}; "
             "keep the data elsewhere and pass a reference to it"
         )
     if b"\\u0000" in raw and _ESCAPED_NUL.search(raw):

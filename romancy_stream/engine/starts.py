@@ -14,7 +14,7 @@ from romancy_stream.engine.commit import Rejection
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
 from romancy_stream.engine.parameters import MAX_NAME_CHARS
-from romancy_stream.errors import InvalidInputError
+from romancy_stream.errors import InvalidInputError, PayloadError
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
 
@@ -87,7 +87,11 @@ class Starts:
             self._reject(batch, received, instance_id, workflow, event, "unknown_workflow", message, b"[]")
             return
         try:
-            arguments = definition.decode(event.data)
+            arguments = definition.decode(self._core.opened(event.data))
+            payload = self._core.sealed(batch, event.data or b"null", f"the input of {workflow}")
+        except PayloadError as error:
+            self._reject(batch, received, instance_id, workflow, event, "unreadable_input", str(error), b"[]")
+            return
         except InvalidInputError as error:
             errors = orjson.dumps(error.errors)
             self._reject(batch, received, instance_id, workflow, event, "invalid_input", str(error), errors)
@@ -99,9 +103,7 @@ class Starts:
         for name, key in ((w.X_CORRELATION, "correlation_id"), ("traceparent", "traceparent")):
             if name in event.extensions:
                 attrs[key] = event.extensions[name]
-        started = HistoryEvent(
-            instance_id, FIRST_RUN, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, event.data or b"null"
-        )
+        started = HistoryEvent(instance_id, FIRST_RUN, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, payload)
         self._core.begin(batch, started, part, arguments)
 
     def refuse(self, batch: Batch, received: Received, event: WireEvent, reason: str, message: str) -> None:

@@ -21,6 +21,7 @@ from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, 
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.suspects import Suspects
+from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import seen
 from romancy_stream.store.port import PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
@@ -67,8 +68,10 @@ class Processor:
         owner: str,
         on_commit: Callable[[Commit], None],
         on_ownership: Callable[[frozenset[int]], None],
+        vault: Vault = NO_VAULT,
     ) -> None:
         self.core = core
+        self._vault = vault
         self.source: BatchSource | None = None
         self._store = store
         self._relay = relay
@@ -271,6 +274,8 @@ class Processor:
                 "tombstones": known.tombstones,
                 "histories": {i: list(events) for i, events in histories.items()},
             }
+        if blobs := self.core.blobs(inputs, found.get("histories", {}).values()):
+            found["blobs"] = await self._ask(lambda: self._vault.get(blobs))
         if names := self.core.missing_entities(inputs):
             found["entities"] = await self._ask(lambda: self._store.entities(names))
         if keys := self.core.intake_keys(inputs):
@@ -288,6 +293,8 @@ class Processor:
     async def _commit(self, commit: Commit, patience_s: float | None = None) -> None:
         if not commit.marks:
             return
+        if commit.blobs:
+            await self._ask(lambda: self._vault.put(commit.blobs))
 
         async def attempt() -> None:
             try:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from romancy_stream import ConfigurationError, InvalidInputError, PayloadError, PayloadTooLargeError
 from romancy_stream.engine.parameters import Parameters
-from romancy_stream.engine.payload import MAX_PAYLOAD_BYTES
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES
 
 if TYPE_CHECKING:
     from nowhere import OnlyForCheckers  # type: ignore[import-not-found]
@@ -131,11 +131,11 @@ def test_bad_bytes_are_invalid_input(raw: bytes) -> None:
 
 
 def test_input_over_the_limit_is_invalid() -> None:
-    raw = b'"' + b"a" * MAX_PAYLOAD_BYTES + b'"'
+    raw = b'"' + b"a" * MAX_ENCODED_BYTES + b'"'
     with pytest.raises(InvalidInputError) as caught:
         parameters(one, skip=1).decode_input(raw)
     assert [error["type"] for error in caught.value.errors] == ["payload_too_large"]
-    half = "a" * (MAX_PAYLOAD_BYTES // 2)
+    half = "a" * (MAX_ENCODED_BYTES // 2)
     with pytest.raises(PayloadTooLargeError):
         parameters(unannotated, skip=1).encode_call((half, half), {})
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, SecretStr, computed_field
 
 from romancy_stream import ConfigurationError, PayloadError, PayloadTooLargeError
-from romancy_stream.engine.payload import MAX_PAYLOAD_BYTES, TypeCodec, encode_data
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES, TypeCodec, encode_data
 
 T = TypeVar("T")
 
@@ -373,9 +373,9 @@ def test_errors_say_where_and_never_show_the_input() -> None:
 
 def test_the_limit_is_exact() -> None:
     codec = TypeCodec(str)
-    fits = "a" * (MAX_PAYLOAD_BYTES - 2)
+    fits = "a" * (MAX_ENCODED_BYTES - 2)
     assert codec.decode(codec.encode(fits)) == fits
-    with pytest.raises(PayloadTooLargeError, match=r"983,041 bytes"):
+    with pytest.raises(PayloadTooLargeError, match=r"67,108,865 bytes"):
         codec.encode(fits + "a")
     with pytest.raises(PayloadTooLargeError):
         codec.decode(b'"' + fits.encode() + b'a"')

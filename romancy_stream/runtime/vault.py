@@ -1,0 +1,28 @@
+"""The port behind which payloads are kept that are too large for a message. The engine and the workers read and write
+them around what they do; a name is the digest of what it names, so writing twice is writing once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+
+class Vault(Protocol):
+    """StoreUnavailableError when it cannot be reached; then it is asked again."""
+
+    async def put(self, blobs: Mapping[str, bytes]) -> None: ...
+    async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Those that are there."""
+        ...
+
+
+class _None:
+    async def put(self, blobs: Mapping[str, bytes]) -> None:
+        raise AssertionError("nothing is sealed into blobs where the app has no store for them")
+
+    async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        return {}
+
+
+NO_VAULT: Final[Vault] = _None()
