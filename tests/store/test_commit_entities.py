@@ -12,7 +12,7 @@ import pytest
 from romancy_stream.engine.commit import ActivityKey, Commit, RecordedResult
 from romancy_stream.errors import FencedError
 from romancy_stream.store import tables
-from romancy_stream.store.commit_postgres import statement_of
+from romancy_stream.store.commit_postgres import rendered, statement_of
 from romancy_stream.store.results import insert_result
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.writes import WRITES
@@ -223,6 +223,17 @@ async def test_a_fenced_commit_writes_none_of_these_parts(store: SqlStore) -> No
     with pytest.raises(FencedError):
         await store.commit(Commit(marks=stale, **parts))
     assert await everything(store) == before
+
+
+def test_whatever_changes_of_an_entity_is_one_statement() -> None:
+    changes: list[dict[str, Any]] = [
+        {"entities": [entity()]},
+        {"members": [member()]},
+        {"items_gone": [("e", 1)], "items": [item()]},
+    ]
+    texts = {rendered(Commit(history=[event()], **parts))[0] for parts in changes}
+    assert len(texts) == 1
+    assert texts.isdisjoint({rendered(Commit(history=[event()]))[0]})
 
 
 def test_the_statement_of_all_parts_is_one_that_stays_prepared() -> None:
