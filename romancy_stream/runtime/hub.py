@@ -1,5 +1,6 @@
-"""Who waits for the end of an instance. The end is announced on the `events` topic; a partition's owner knows it a
-moment earlier, from its own commit. Both ways lead through the same records, so a waiter cannot tell them apart.
+"""Who waits for the end of an instance, or for the answer to a command. Both are announced on the `events` topic; a
+partition's owner knows them a moment earlier, from its own commit. Both ways lead through the same records, so a
+waiter cannot tell them apart.
 
 Order matters: register, listen, then look into the database. An end that came before is found there, one that comes
 after is heard.
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +58,19 @@ class _Waiter:
     started: bool
 
 
+Lookup = Callable[[], Awaitable[bytes | None]]
+"""What the database knows of the answer to a command: raw JSON as the event has it, None for nothing yet."""
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A command that was sent, or is about to be."""
+
+    instance_id: str
+    future: asyncio.Future[bytes]
+    lookup: Lookup | None
+
+
 class ResultHub:
     """`is_local(instance_id)`: does a processor in this process announce its end through `on_commit`?"""
 
@@ -64,6 +79,8 @@ class ResultHub:
         self._topics = topics
         self._is_local = is_local
         self._waiters: dict[str, list[_Waiter]] = {}
+        self._questions: dict[str, _Question] = {}  # by the command's id
+        self._asked: dict[str, int] = {}  # how many questions there are about an instance
         self._tail: Tail = broker.tail([topics.events], self._on_records)
         self._listening: asyncio.Task[None] | None = None
         self._rechecks: set[asyncio.Task[None]] = set()
@@ -82,6 +99,51 @@ class ResultHub:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 waiter.future.cancel()
+        for question in self._questions.values():
+            question.future.cancel()
+
+    @asynccontextmanager
+    async def answer(
+        self, instance_id: str, command_id: str, lookup: Lookup | None = None, poll_interval_s: float | None = None
+    ) -> AsyncIterator[asyncio.Future[bytes]]:
+        """The data of the `romancy.command.answered` of a command, which is to be sent inside: the hub listens before.
+        `lookup` is asked where an answer may have been missed; with `poll_interval_s` nothing else is."""
+        question = _Question(instance_id, asyncio.get_running_loop().create_future(), lookup)
+        self._questions[command_id] = question
+        self._asked[instance_id] = self._asked.get(instance_id, 0) + 1
+        polling = None
+        try:
+            if poll_interval_s is not None:
+                polling = asyncio.create_task(self._poll_answer(question, poll_interval_s), name="romancy-answer-poll")
+            elif not self._is_local(instance_id):
+                await self._listen()
+            yield question.future
+        finally:
+            del self._questions[command_id]
+            self._asked[instance_id] -= 1
+            if self._asked[instance_id] == 0:
+                del self._asked[instance_id]
+            question.future.cancel()
+            if polling is not None:
+                polling.cancel()
+                await asyncio.gather(polling, return_exceptions=True)
+
+    async def _poll_answer(self, question: _Question, interval_s: float) -> None:
+        while not question.future.done():
+            await asyncio.wait([question.future], timeout=interval_s)
+            await self._look_up(question)
+
+    async def _look_up(self, question: _Question) -> None:
+        try:
+            data = None if question.lookup is None else await question.lookup()
+        except StoreUnavailableError as error:
+            log.warning("cannot look for an answer: %s", error)  # it may still be heard, and is looked for again
+        except Exception as error:
+            if not question.future.done():
+                question.future.set_exception(error)
+        else:
+            if data is not None and not question.future.done():
+                question.future.set_result(data)
 
     async def wait(
         self,
@@ -119,16 +181,16 @@ class ResultHub:
     # -- hearing -------------------------------------------------------------------------------------------------
     def on_commit(self, commit: Commit) -> None:
         """A commit of this process's processor, durable."""
-        if not self._waiters:
+        if not self._waiters and not self._asked:
             return
         for row in commit.outbox:
-            if row.key in self._waiters and row.topic == self._topics.events:
+            if row.topic == self._topics.events and (row.key in self._waiters or row.key in self._asked):
                 headers = [(name, value.encode()) for name, value in row.headers]
                 self._hear(Record(row.topic, row.part, row.position, row.key.encode(), row.value, headers, 0))
 
     def on_ownership(self) -> None:
         """Partitions came or went: what was local may not be so any more."""
-        if any(not self._is_local(instance_id) for instance_id in self._waiters):
+        if any(not self._is_local(instance_id) for instance_id in (*self._waiters, *self._asked)):
             self._recheck_soon()
 
     def _recheck_soon(self) -> None:
@@ -141,9 +203,14 @@ class ResultHub:
             await self._listen()
         except Exception as error:
             self._fail(list(self._waiters), error)
+            for question in self._questions.values():
+                if not question.future.done():
+                    question.future.set_exception(error)
         else:
             for instance_id in self._waiters:
                 self._look_soon(instance_id)
+            for question in list(self._questions.values()):
+                await self._look_up(question)
 
     def _fail(self, ids: Sequence[str], error: Exception) -> None:
         """The waiters hear of it: nobody else would."""
@@ -173,9 +240,10 @@ class ResultHub:
             pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
 
     async def _on_records(self, records: Sequence[Record]) -> None:
-        if self._waiters:
+        if self._waiters or self._asked:
             for record in records:
-                if record.key is not None and record.key.decode("utf-8", "replace") in self._waiters:
+                key = None if record.key is None else record.key.decode("utf-8", "replace")
+                if key in self._waiters or key in self._asked:
                     self._hear(record)
 
     def _hear(self, record: Record) -> None:
@@ -183,12 +251,20 @@ class ResultHub:
         if not isinstance(event, WireEvent):
             self._recheck_soon()  # whatever it says, the database says it too
             return
+        if event.type == w.ANSWERED:
+            self._answered(event)
+            return
         if event.subject not in self._waiters:
             return
         kind = _KINDS.get(event.type)
         if kind is not None:
             outcome = Outcome(kind, _payload(kind, event.data))
             self._tell(event.subject, outcome, event.extensions.get(w.X_CAUSATION))
+
+    def _answered(self, event: WireEvent) -> None:
+        question = self._questions.get(event.extensions.get(w.X_CAUSATION, ""))
+        if question is not None and question.instance_id == event.subject and not question.future.done():
+            question.future.set_result(event.data or b"null")
 
     def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None) -> None:
         for waiter in self._waiters.get(instance_id, ()):
