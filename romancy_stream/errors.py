@@ -12,19 +12,30 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── StartRefusedError                  the engine could not take the start; see the dead letters
     ├── InstanceExistsError                on_conflict="fail" and the id is taken
     ├── InstanceNotFoundError              no instance has this id
+    ├── InstanceFinishedError              the instance has ended, or its code has
+    ├── InstanceParkedError                the instance is halted; nothing can be asked of its code
+    ├── UnknownHandlerError                the workflow has no such signal, query or update
+    ├── UpdateRejectedError                an update's validator refused it; nothing was recorded
+    ├── UpdateFailedError                  an update was accepted, and its handler raised
     ├── InvalidPageTokenError              a page token was not made by this query
     ├── InvalidPathError                   a JSON path of find_instances cannot be read
     ├── PayloadError                       a value cannot become JSON, or JSON cannot become the declared type
     │   └── PayloadTooLargeError
     ├── WorkflowFailedError                what result() raises for a failed instance
     ├── WorkflowCancelledError             what result() raises for a cancelled instance
+    ├── ChildWorkflowError                 what a parent sees of a child that failed; the cause is the child's error
+    │   └── ChildCancelledError            or was cancelled
+    ├── HistoryTooLongError                a run has more events than it may have: see ctx.recur
     ├── ActivityError                      an activity's error whose class is not importable here
     │   ├── RetryExhaustedError
-    │   └── ActivityTimeoutError
+    │   ├── ActivityTimeoutError
+    │   └── ActivityCancelledError         what ctx.heartbeat() raises in a plain activity that is to stop
     ├── TerminalError                      raise it in an activity: never retried
+    ├── RetryLaterError                    raise it in an activity: not yet, try again after a while
     ├── DuplicateActivityIdError           two activities of one run under one manual id
     ├── ActivityContextError               ctx.session or an activity context where there is none
     ├── NonDeterminismError                replay went another way than history
+    ├── ReadOnlyError                      a query, validator or condition that tries to change something
     ├── WorkflowIOError                    I/O, threads or processes inside workflow code
     ├── EngineError                        the engine stopped; see app.wait_failed()
     │   ├── FencedError                    another owner took the partition over
@@ -38,7 +49,11 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
+
+LONGEST_DELAY_S: Final = 366 * 86_400
+"""Of a RetryLaterError: a year, which is past all reason and within what any clock holds."""
 
 
 class RomancyError(Exception):
@@ -93,6 +108,30 @@ class InstanceNotFoundError(RomancyError):
     code = "instance_not_found"
 
 
+class InstanceFinishedError(RomancyError):
+    code = "instance_finished"
+
+
+class InstanceParkedError(RomancyError):
+    code = "instance_parked"
+
+
+class UnknownHandlerError(RomancyError):
+    code = "unknown_handler"
+
+
+class UpdateRejectedError(RomancyError):
+    """`__cause__` is what the validator raised."""
+
+    code = "update_rejected"
+
+
+class UpdateFailedError(RomancyError):
+    """`__cause__` is what the handler raised."""
+
+    code = "update_failed"
+
+
 class InvalidPageTokenError(RomancyError):
     code = "invalid_page_token"
 
@@ -138,6 +177,32 @@ class WorkflowCancelledError(RomancyError):
         self.reason = reason
 
 
+class ChildWorkflowError(RomancyError):
+    """`__cause__` is the child's error when its class can be imported here, InstanceExistsError where its id was taken,
+    UnknownWorkflowError where nobody has such a workflow."""
+
+    code = "child_workflow"
+
+    def __init__(self, message: str, *, child_id: str = "", workflow: str = "") -> None:
+        super().__init__(message)
+        self.child_id = child_id
+        self.workflow = workflow
+
+
+class ChildCancelledError(ChildWorkflowError):
+    code = "child_cancelled"
+
+    def __init__(self, message: str, *, child_id: str = "", workflow: str = "", reason: str | None = None) -> None:
+        super().__init__(message, child_id=child_id, workflow=workflow)
+        self.reason = reason
+
+
+class HistoryTooLongError(RomancyError):
+    """Replay reads all of a run's history. A workflow that goes on and on ends its run with `ctx.recur` now and then."""
+
+    code = "history_too_long"
+
+
 class ActivityError(RomancyError):
     """`error_type` is the import path of the original class, `details` what was kept of its attributes."""
 
@@ -160,12 +225,22 @@ class RetryExhaustedError(ActivityError):
 
 
 class ActivityTimeoutError(ActivityError):
-    """One attempt took longer than `timeout=`, or all of them longer than `total_timeout=`."""
+    """One attempt took longer than `timeout=`, or was silent for longer than `heartbeat_timeout=`, or all of them took
+    longer than `total_timeout=`."""
 
     code = "activity_timeout"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_type="romancy_stream.errors:ActivityTimeoutError")
+
+
+class ActivityCancelledError(ActivityError):
+    """Nobody wants to know the result of this attempt any more: let it through."""
+
+    code = "activity_cancelled"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_type="romancy_stream.errors:ActivityCancelledError")
 
 
 class TerminalError(RomancyError):
@@ -177,6 +252,20 @@ class TerminalError(RomancyError):
         super().__init__(str(error))
         if isinstance(error, BaseException):
             self.__cause__ = error
+
+
+class RetryLaterError(RomancyError):
+    """Raise it in an activity that knows when it is worth trying again: `delay` (seconds, or a timedelta) takes the
+    place of the retry policy's. The attempt counts as any other."""
+
+    code = "retry_later"
+
+    def __init__(self, delay: float | timedelta, message: str = "") -> None:
+        delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if not isinstance(delay_s, int | float) or not 0 <= delay_s <= LONGEST_DELAY_S:
+            raise ValueError(f"delay must be 0 to {LONGEST_DELAY_S:,} seconds, or a timedelta, not {delay!r}")
+        super().__init__(message or f"to be tried again in {delay_s:g} s")
+        self.delay_s = float(delay_s)
 
 
 class DuplicateActivityIdError(RomancyError):
@@ -197,6 +286,10 @@ class NonDeterminismError(RomancyError):
         self.instance_id = instance_id
         self.expected = expected
         self.actual = actual
+
+
+class ReadOnlyError(RomancyError):
+    code = "read_only"
 
 
 class WorkflowIOError(RomancyError):
