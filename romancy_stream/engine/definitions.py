@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from uuid import UUID
 
 from romancy_stream.retry import RetryPolicy
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from romancy_stream.engine.handlers import Handlers
     from romancy_stream.engine.subscriptions import Subscriptions
     from romancy_stream.engine.waits import Waits
+
+
+HandlerKind = Literal["signal", "query", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class ActivityCall:
     timeout_s: float | None
     total_timeout_s: float | None
     activity_id: str | None
+    heartbeat_timeout_s: float | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,54 @@ class Scope(Protocol):
 
     def start_timer(self, due_us: int) -> asyncio.Future[None]: ...
     def publish(self, publication: Publication) -> None: ...
+    def recur(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+        """Ends the run; another one begins with this input. RuntimeError outside of the workflow's own task, TypeError
+        for a wrong call, PayloadError, InvalidInputError."""
+        ...
+
+
+class HandlerDef(Protocol):
+    """A signal, query or update of a workflow."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> HandlerKind: ...
+
+    def decode(self, payload: bytes | None) -> Any:
+        """The arguments, typed. Raises InvalidInputError."""
+        ...
+
+    def invoke(self, scope: Scope, arguments: Any) -> Coroutine[Any, Any, bytes]:
+        """Of a signal or an update: runs the function and encodes what it returns. Raises PayloadError."""
+        ...
+
+    def validate(self, scope: Scope, arguments: Any) -> None:
+        """Of an update: raises what its validator raises."""
+        ...
+
+    def answer(self, scope: Scope, arguments: Any) -> bytes:
+        """Of a query. Raises what the function raises, PayloadError."""
+        ...
 
 
 class WorkflowDef(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def version(self) -> str | None: ...
+    @property
     def event_handler(self) -> bool: ...
+    @property
+    def handlers(self) -> Mapping[str, HandlerDef]: ...
+
+    def make(self, scope: Scope) -> Any:
+        """The object that a run's code and its handlers share, where the workflow is a class."""
+        ...
+
+    def encode(self, *args: Any, **kwargs: Any) -> bytes | None:
+        """The input as `decode` takes it. TypeError for a wrong call, PayloadError."""
+        ...
 
     def decode(self, payload: bytes | None) -> Any:
         """The arguments, typed. Raises InvalidInputError."""
@@ -99,6 +145,23 @@ class WorkflowDef(Protocol):
 
 
 Registry = Mapping[str, WorkflowDef]
+"""By name, the version that new runs get."""
+
+
+class Versions(Mapping[str, WorkflowDef]):
+    """A `Registry` that knows further versions."""
+
+    def at(self, name: str, version: str | None) -> WorkflowDef | None:
+        raise NotImplementedError
+
+
+def definition_of(workflows: Registry, name: str, version: str | None) -> WorkflowDef | None:
+    """The code of an instance that was started with this version of it; None: it is not here."""
+    if isinstance(workflows, Versions):
+        return workflows.at(name, version)
+    newest = workflows.get(name)
+    return newest if newest is not None and newest.version == version else None
+
 
 _local = threading.local()
 
