@@ -17,6 +17,9 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── UnknownHandlerError                the workflow has no such signal, query or update
     ├── UpdateRejectedError                an update's validator refused it; nothing was recorded
     ├── UpdateFailedError                  an update was accepted, and its handler raised
+    ├── InvalidResetPointError             a history has no such event to go back to
+    ├── NotRetryableError                  only a failed instance that was not compensated can be retried
+    ├── NotDeletableError                  only a finished instance can be deleted
     ├── InvalidPageTokenError              a page token was not made by this query
     ├── InvalidPathError                   a JSON path of find_instances cannot be read
     ├── PayloadError                       a value cannot become JSON, or JSON cannot become the declared type
@@ -132,6 +135,18 @@ class UpdateFailedError(RomancyError):
     code = "update_failed"
 
 
+class InvalidResetPointError(RomancyError):
+    code = "invalid_reset_point"
+
+
+class NotRetryableError(RomancyError):
+    code = "not_retryable"
+
+
+class NotDeletableError(RomancyError):
+    code = "not_deletable"
+
+
 class InvalidPageTokenError(RomancyError):
     code = "invalid_page_token"
 
@@ -198,7 +213,7 @@ class ChildCancelledError(ChildWorkflowError):
 
 
 class HistoryTooLongError(RomancyError):
-    """Replay reads all of a run's history. A workflow that goes on and on ends its run with `ctx.recur` now and then."""
+    """Replay reads all of a run's history. A workflow that goes on and on ends its runs with `ctx.recur`."""
 
     code = "history_too_long"
 

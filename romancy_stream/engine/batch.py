@@ -3,6 +3,7 @@ between, outbox positions in the order of decision."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +13,7 @@ from romancy_stream.engine import history as h
 from romancy_stream.engine import mail as post
 from romancy_stream.engine import outgoing, projection
 from romancy_stream.engine.commit import Commit, DeadLetter, Mark, OutboxRow, Rejection
+from romancy_stream.engine.config import HISTORY_WARNING
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
@@ -23,6 +25,8 @@ from romancy_stream.wire.codec import encode_text, new_event_time
 from romancy_stream.wire.dead_letter import dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.partition import partition_for
+
+log = logging.getLogger(__name__)
 
 KEY_CHARS: Final = 255
 """Of an outbox row: the width of its column."""
@@ -59,6 +63,8 @@ class Batch:
     now_us: int
     tell: Mapping[str, Callable[[Batch, Entry, HistoryEvent], None]]
     let_go: Callable[[Batch, Entry, HistoryEvent], None]
+    large_at: int = HISTORY_WARNING
+    grown: int = 0  # runs that reached `large_at`
     commit: Commit = field(default_factory=Commit)
     touched: dict[str, Entry] = field(default_factory=dict)
     marked: dict[int, Partition] = field(default_factory=dict)
@@ -89,6 +95,18 @@ class Batch:
         self._tell(entry, event)
         return entry
 
+    def renew(self, events: list[HistoryEvent], part: int) -> Entry:
+        """Of another run that begins with a history. Nothing is told: the world has heard it of the run before."""
+        before = self.touched.get(events[0].instance_id)
+        if before is not None:
+            self.left.append(before)
+        state = projection.begin(events[0], part)
+        for event in events[1:]:
+            projection.apply(state, event)
+        self.commit.history.extend(events)
+        entry = self.touched[state.instance_id] = Entry(state, history=list(events), in_database=False)
+        return entry
+
     def record(
         self,
         entry: Entry,
@@ -99,7 +117,7 @@ class Batch:
     ) -> HistoryEvent:
         state = entry.state
         event = HistoryEvent(state.instance_id, state.run, state.seq + 1, self.now_us, kind, ref, attrs or {}, payload)
-        if kind in h.ENDS or kind == h.WORKFLOW_COMPENSATING:
+        if kind in h.ENDS or kind in (h.WORKFLOW_COMPENSATING, h.WORKFLOW_RESET):
             self.let_go(self, entry, event)  # of what it still has open, which the fold is about to forget
         projection.apply(state, event)
         self.commit.history.append(event)
@@ -107,7 +125,21 @@ class Batch:
             entry.history.append(event)
         self.touched[state.instance_id] = entry
         self._tell(entry, event)
+        if event.seq == self.large_at:
+            self._large(entry, event)
         return event
+
+    def _large(self, entry: Entry, event: HistoryEvent) -> None:
+        state = entry.state
+        log.warning(
+            "%s, run %d: its history has %d events, which every replay reads; end the run with ctx.recur",
+            state.instance_id,
+            state.run,
+            event.seq,
+        )
+        self.grown += 1
+        message = outgoing.large(self.source, state, event, self.time)
+        self.send(state.part, self.topics.events, state.instance_id, message, state.part)
 
     def answer(self, entry: Entry, commands: list[Command]) -> None:
         """Records what workflow code asked for."""
@@ -119,14 +151,15 @@ class Batch:
         tell = self.tell.get(event.kind)
         if tell is not None:
             tell(self, entry, event)
-        if event.kind in outgoing.HAPPENED:
+        # Of a run that follows another one, who heard of the end of that has heard of it.
+        if event.kind in outgoing.HAPPENED and "recurred" not in event.attrs:
             state = entry.state
             message = outgoing.happened(self.source, outgoing.HAPPENED[event.kind], state, event, self.time)
             self.send(state.part, self.topics.events, state.instance_id, message, state.part)
 
-    def request(self, state: InstanceState, activity: ActivityState) -> None:
-        """Asks a worker for the attempt that is due."""
-        message = outgoing.task(self.source, state, activity, self.time)
+    def request(self, state: InstanceState, activity: ActivityState, lapsed: str | None = None) -> None:
+        """Asks a worker for the attempt that is due; after the worker process `lapsed`, another one."""
+        message = outgoing.task(self.source, state, activity, self.time, lapsed)
         # Spread over the queue's partitions: the parallel activities of one instance are not one worker's. Not by the
         # hash of keys, which costs ten times as much: nobody has to find a task by its name.
         spread = crc32(f"{state.instance_id}/{activity.activity_id}".encode()) % self.partitions

@@ -23,6 +23,7 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 RECURRED: Final = "recurred"
+RESET: Final = "reset"
 FINISHED: Final = frozenset({COMPLETED, FAILED, CANCELLED})
 
 SCHEDULED: Final = "scheduled"

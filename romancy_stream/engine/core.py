@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from romancy_stream.engine import correlation, features, ordered, projection, runs, saga
+from romancy_stream.engine import correlation, features, operations, ordered, projection, runs, saga
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
@@ -151,7 +151,7 @@ class EngineCore:
 
     def prefixes(self, inputs: Sequence[Input]) -> list[tuple[str, int]]:
         """Whole histories, of any run, that the batch must see: (instance_id, run). Call it after `load`."""
-        return list(dict.fromkeys(runs.prefixes(self, inputs)))
+        return list(dict.fromkeys(operations.prefixes(self, inputs)))
 
     def beating(self, inputs: Sequence[Input]) -> list[ActivityKey]:
         """Activities whose last heartbeat decides what a timer of this batch means."""
@@ -224,7 +224,15 @@ class EngineCore:
 
     def _batch(self, now_us: int) -> Batch:
         config = self.config
-        return Batch(config.namespace, config.partitions, self._owned, now_us, features.TELL, features.let_go)
+        return Batch(
+            config.namespace,
+            config.partitions,
+            self._owned,
+            now_us,
+            features.TELL,
+            features.let_go,
+            config.history_warning,
+        )
 
     def _input(self, batch: Batch, each: Input) -> None:
         if isinstance(each, Received):
@@ -243,7 +251,7 @@ class EngineCore:
         elif isinstance(each, LeaseLapsed):
             self.attempts.lapsed(batch, each)
         else:
-            runs.outlived(self, batch, each)
+            operations.outlived(self, batch, each)
 
     def _received(self, batch: Batch, received: Received) -> None:
         event = received.event
@@ -357,6 +365,40 @@ class EngineCore:
         self._cache[event.instance_id] = entry
         self._step(batch, entry, event)
 
+    def renew(self, batch: Batch, events: list[HistoryEvent], part: int) -> Entry:
+        """Another run, whose history begins with these events as if it had lived through them."""
+        entry = batch.renew(events, part)
+        self._cache[entry.state.instance_id] = entry
+        return entry
+
+    def restart(self, batch: Batch, event: HistoryEvent, part: int) -> None:
+        """Another run from the beginning. `event` is its `workflow.started`; its input was taken once before."""
+        entry = self._cache[event.instance_id] = batch.start(event, part)
+        definition = self._workflows.get(event.attrs["workflow"])
+        try:
+            if definition is None:
+                raise LookupError(f"no workflow named {event.attrs['workflow']!r} is registered in this process")
+            arguments = definition.decode(self.opened(event.payload))
+        except (LookupError, InvalidInputError, PayloadError) as error:
+            self._park(batch, entry, error, [event.seq])
+            return
+        entry.live = self._live(definition, event.instance_id, event.run)
+        entry.live.arguments = arguments
+        self._step(batch, entry, event)
+
+    def awake(self, batch: Batch, entry: Entry) -> None:
+        """Makes an instance live, or parks it."""
+        problem = self._wake(entry) if entry.live is None and entry.state.parked is None else None
+        if problem is not None:
+            self._park(batch, entry, problem, [])
+
+    def next_run(self, batch: Batch, instance_id: str) -> int:
+        """The number of another run of an instance, which may be gone: none is used twice."""
+        entry, row = batch.touched.get(instance_id) or self.entry(instance_id), self.loaded.instances.get(instance_id)
+        tombstone = self.loaded.tombstones.get(instance_id)
+        runs_so_far = [0 if entry is None else entry.state.run, 0 if row is None else row.run]
+        return max(*runs_so_far, 0 if tombstone is None else tombstone.run) + 1
+
     def _live(self, definition: WorkflowDef, instance_id: str, run: int) -> LiveInstance:
         live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
         live.known = self.loaded.blobs
@@ -383,15 +425,16 @@ class EngineCore:
 
     def _step(self, batch: Batch, entry: Entry, event: HistoryEvent) -> None:
         assert entry.live is not None
-        entry.live.known = self.loaded.blobs
+        kept = batch.commit.blobs  # of this batch: a start's input, a run's that follows another
+        entry.live.known = {**self.loaded.blobs, **kept} if kept else self.loaded.blobs
         try:
             commands = entry.live.deliver(event)
         except (StepTooLong, PayloadError) as error:
             self._park(batch, entry, error, [event.seq])
         else:
-            self._answer(batch, entry, commands)
+            self.answer(batch, entry, commands)
 
-    def _answer(self, batch: Batch, entry: Entry, commands: Sequence[Command]) -> None:
+    def answer(self, batch: Batch, entry: Entry, commands: Sequence[Command]) -> None:
         """Records what the code asked for."""
         if entry.live is not None and entry.live.blobs:
             batch.commit.blobs.update(entry.live.blobs)
@@ -402,6 +445,9 @@ class EngineCore:
                 batch.record(entry, command.kind, command.ref, command.attrs, command.payload)
             else:
                 ending(self, batch, entry, command)
+        state = entry.state
+        if state.seq >= self.config.history_limit and state.finished is None and state.compensating is None:
+            runs.too_long(self, batch, entry)
 
     def _wake(self, entry: Entry) -> BaseException | None:
         """Replays an instance that is not in memory; returns why that cannot be done."""
@@ -458,7 +504,7 @@ class EngineCore:
             return
         batch.record(entry, h.WORKFLOW_RESUMED)
         entry.live, entry.history = live, None
-        self._answer(batch, entry, commands)
+        self.answer(batch, entry, commands)
 
     # -- the cache -----------------------------------------------------------------------------------------------
     def exists(self, instance_id: str) -> tuple[str, str] | None:
@@ -483,6 +529,7 @@ class EngineCore:
 
     def _after(self, batch: Batch) -> None:
         """Finished and parked instances leave; the cache goes back to its size."""
+        self.stats["history_large"] += batch.grown
         for instance_id, entry in batch.touched.items():
             if entry.state.finished is not None or entry.state.parked is not None:
                 self._evict(entry)

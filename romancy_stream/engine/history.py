@@ -55,9 +55,11 @@ PATCH_MARKED: Final = "patch.marked"
 WORKFLOW_PARKED: Final = "workflow.parked"
 WORKFLOW_RESUMED: Final = "workflow.resumed"
 WORKFLOW_COMPENSATING: Final = "workflow.compensating"
+WORKFLOW_RESET: Final = "workflow.reset"
 ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
 ACTIVITY_RETRIED: Final = "activity.retried"
 ACTIVITY_HEARD: Final = "activity.heard"
+COMPENSATION_FOUND: Final = "compensation.found"
 COMPENSATION_SCHEDULED: Final = "compensation.scheduled"
 COMPENSATION_COMPLETED: Final = "compensation.completed"
 COMPENSATION_FAILED: Final = "compensation.failed"
@@ -109,6 +111,10 @@ COMMANDS: Final = frozenset(
 ENDS: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED, WORKFLOW_RECURRED})
 """After one of these nothing follows in the run."""
 
+RULES: Final = 2
+"""What the engine asks of code, by number, in `workflow.started`: a run keeps those that it began with, so that its
+history replays. 1, or none: an activity whose future is cancelled stays open. 2: `activity.cancelled` is recorded."""
+
 
 @value
 class HistoryEvent:
@@ -119,22 +125,25 @@ class HistoryEvent:
     `{"args": [...], "kwargs": {...}}`, a result, an error (see `failure`), an event's or a message's data.
     `attrs` is small and JSON-able:
 
-    workflow.started         workflow, event_id, event_source; correlation_id, traceparent, version, begin_us,
+    workflow.started         workflow, event_id, event_source, rules; correlation_id, traceparent, version, begin_us,
                              parent {id, run, ref, close}, mailbox (of the run before) where given
     workflow.cancel_requested  reason, by (source of the command), event_id
     workflow.cancelled       payload {"reason", "by"}
     workflow.failed, .cancelled  compensation_failed: [activity ids], where there are any
     workflow.recurred        payload: the new input; mailbox
+    workflow.reset           by, event_id (of the command): another run takes over
     workflow.compensating    outcome "failed" | "cancelled"; payload as that of the end
     workflow.parked          code, message, undelivered, and expected/actual for a divergence
     activity.scheduled       name, queue; policy (RetryPolicy.to_json), timeout_s, total_timeout_s,
-                             deadline_us, heartbeat_timeout_s, priority, compensate where set
+                             deadline_us, heartbeat_timeout_s, priority where set; compensate
+                             {"args": JSON text, "attrs": as compensation.registered}
     activity.attempt_failed  attempt, next_at_us, duration_us
     activity.retried         attempt
     activity.heard           due_us: when the next heartbeat is missed
     activity.completed       attempt, duration_us, worker
     activity.failed          attempt, reason: "terminal" | "exhausted" | "timeout"
-    compensation.registered  as activity.scheduled; payload: the arguments
+    compensation.registered  as activity.scheduled, and wants_result; payload: the arguments
+    compensation.found       attempt, worker; payload: result of a cancelled activity that a worker had completed
     compensation.scheduled, .completed, .failed  as those of activities; ref: that of the activity it undoes
     timer.started            due_us
     event.published          type, source, subject, topic, id

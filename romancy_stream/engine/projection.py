@@ -18,6 +18,7 @@ from romancy_stream.engine.commit import (
     FAILED,
     FINISHED,
     RECURRED,
+    RESET,
     RUNNING,
     SCHEDULED,
     WAITING_FOR_EVENT,
@@ -34,6 +35,8 @@ USER_TIMER = "timer:"
 RETRY_TIMER = "retry:"
 DEADLINE_TIMER = "deadline:"
 HEARTBEAT_TIMER = "heartbeat:"
+CLAIMS_TIMER = "claims:"
+"""Due at once: what is to be undone must first be known, see `unheard`."""
 UNDO = "undo:"
 """Before the id of an activity: that of its compensation."""
 WAITING_FOR_LIMIT = 20
@@ -61,7 +64,8 @@ class ActivityState:
 @dataclass(slots=True)
 class Undo:
     """A compensation that is due should the workflow fail. `args` as those of an activity, `result` that of what it
-    undoes (None where it was registered by hand), `attrs` those of its `activity.scheduled` to be."""
+    undoes (None where it was registered by hand), `attrs` those of its `activity.scheduled` to be, and
+    `wants_result`."""
 
     ref: str
     args: bytes | None
@@ -74,7 +78,9 @@ class InstanceState:
     """Current state of one run. `activities`, `timers`, `waits`, `receives`, `children` hold what is open, with the
     attrs of the event that opened it; what changed since `clear_changes` stands in `changed` and `timers_before`
     (timer id -> was it there before the batch?). `subscriptions`: channel -> mode, once the channel has agreed.
-    `undo` stands in the order of completion: the last is undone first."""
+    `undo` stands in the order of completion: the last is undone first. `unheard`: activities that can be undone, and
+    that a worker may have completed though nobody waits for them, with their `compensate`. `begun`: attrs of
+    `workflow.started`."""
 
     instance_id: str
     run: int
@@ -103,8 +109,10 @@ class InstanceState:
     children: dict[str, dict[str, Any]] = field(default_factory=dict)
     updates: dict[str, dict[str, Any]] = field(default_factory=dict)
     undo: list[Undo] = field(default_factory=list)
+    unheard: dict[str, dict[str, Any]] = field(default_factory=dict)
     undo_failed: list[str] = field(default_factory=list)
     compensating: HistoryEvent | None = None
+    begun: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, ActivityState] = field(default_factory=dict)
     timers_before: dict[str, bool] = field(default_factory=dict)
 
@@ -231,6 +239,7 @@ def begin(event: HistoryEvent, part: int) -> InstanceState:
         version=event.attrs.get("version"),
         parent=event.attrs.get("parent"),
         subscriptions=dict(event.attrs.get("subscriptions", {})),
+        begun=event.attrs,
     )
 
 
@@ -280,6 +289,21 @@ def _activity_completed(state: InstanceState, event: HistoryEvent) -> None:
     if compensate is not None:
         state.undo.append(Undo(event.ref, compensate["args"].encode(), event.payload, compensate["attrs"]))
     state.end_activity(event, COMPLETED)
+
+
+def _activity_cancelled(state: InstanceState, event: HistoryEvent) -> None:
+    """It may have ended already: code that was parked hears of things in the order in which they came, but late."""
+    assert event.ref is not None
+    if event.ref in state.activities:
+        _may_be_completed(state, state.activities[event.ref])
+        state.end_activity(event, CANCELLED)
+
+
+def _may_be_completed(state: InstanceState, activity: ActivityState) -> None:
+    """Nobody waits for it any more, while a worker may have done it."""
+    compensate = activity.attrs.get("compensate")
+    if compensate is not None:
+        state.unheard[activity.activity_id] = compensate
 
 
 def _attempt_failed(state: InstanceState, event: HistoryEvent) -> None:
@@ -337,6 +361,10 @@ def _recurred(state: InstanceState, event: HistoryEvent) -> None:
     state.end(event, RECURRED)
 
 
+def _reset(state: InstanceState, event: HistoryEvent) -> None:
+    state.end(event, RESET)
+
+
 def _parked(state: InstanceState, event: HistoryEvent) -> None:
     state.parked = event.attrs["message"]
 
@@ -357,15 +385,28 @@ def _registered(state: InstanceState, event: HistoryEvent) -> None:
 
 def _compensating(state: InstanceState, event: HistoryEvent) -> None:
     """What the code still had open is over; what it completed is undone from here on."""
+    for activity in state.activities.values():
+        _may_be_completed(state, activity)
     state.end(event, COMPENSATING)
     state.finished = state.finished_us = None
     state.compensating = event
     state.parked = None
+    if state.unheard:
+        state.set_timer(CLAIMS_TIMER, event.at_us)
+
+
+def _found(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    compensate = state.unheard.pop(event.ref)
+    state.undo.append(Undo(event.ref, compensate["args"].encode(), event.payload, compensate["attrs"]))
 
 
 def _compensation_scheduled(state: InstanceState, event: HistoryEvent) -> None:
+    """Always of the last one that is left."""
     assert event.ref is not None
-    state.undo = [undo for undo in state.undo if undo.ref != event.ref]
+    assert state.undo[-1].ref == event.ref
+    state.undo.pop()
+    state.drop_timer(CLAIMS_TIMER)
     _open_activity(state, event, UNDO + event.ref)
 
 
@@ -423,6 +464,7 @@ _APPLY = {
     h.WORKFLOW_FAILED: _failed,
     h.WORKFLOW_CANCELLED: _cancelled,
     h.WORKFLOW_RECURRED: _recurred,
+    h.WORKFLOW_RESET: _reset,
     h.WORKFLOW_PARKED: _parked,
     h.WORKFLOW_RESUMED: _resumed,
     h.WORKFLOW_CANCEL_REQUESTED: _cancel_requested,
@@ -433,8 +475,9 @@ _APPLY = {
     h.ACTIVITY_HEARD: _heard,
     h.ACTIVITY_COMPLETED: _activity_completed,
     h.ACTIVITY_FAILED: lambda state, event: state.end_activity(event, FAILED),
-    h.ACTIVITY_CANCELLED: lambda state, event: state.end_activity(event, CANCELLED),
+    h.ACTIVITY_CANCELLED: _activity_cancelled,
     h.COMPENSATION_REGISTERED: _registered,
+    h.COMPENSATION_FOUND: _found,
     h.COMPENSATION_SCHEDULED: _compensation_scheduled,
     h.COMPENSATION_COMPLETED: _compensation_ended(COMPLETED),
     h.COMPENSATION_FAILED: _compensation_ended(FAILED),
