@@ -19,7 +19,7 @@ from types import AsyncGeneratorType
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 from zlib import crc32
 
-from romancy_stream.errors import WorkflowIOError
+from romancy_stream.errors import ReadOnlyError, WorkflowIOError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,7 +100,10 @@ def stepping_aside() -> Iterator[None]:
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """One per live instance, which `name` names. `now_us` is the log time of the step."""
 
-    __slots__ = ("_evicting", "_first_number", "_generators", "_host", "_ready", "_sequence", "_tasks", "now_us")
+    __slots__ = (
+        *("_evicting", "_first_number", "_generators", "_host", "_ready", "_sequence", "_tasks"),
+        *("now_us", "read_only"),
+    )
 
     def __init__(self, host: TimerHost, name: str) -> None:
         self._host = host
@@ -111,6 +114,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._sequence = 0
         self._evicting = False
         self.now_us = 0
+        self.read_only = False  # code runs that may look at everything and change nothing
 
     # -- running ---------------------------------------------------------------------------------------------
     def run_until_idle(self) -> None:
@@ -167,9 +171,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._generators.clear()
             del self._host  # who holds this loop: the two of them need no garbage collector to go
 
-    def _refuse_if_evicting(self) -> None:
+    def _refuse(self) -> None:
         if self._evicting:
             raise Evicted
+        if self.read_only:
+            raise ReadOnlyError("queries, validators and conditions may only look at a workflow")
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._ready
 
     # -- what asyncio asks of a loop ---------------------------------------------------------------------------
     def time(self) -> float:
@@ -195,7 +205,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_at_us(
         self, due_us: int, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> WorkflowTimer:
-        self._refuse_if_evicting()
+        self._refuse()
         due_us = min(due_us, LATEST_US)
         handle = WorkflowTimer(due_us / 1_000_000, callback, args, self, context)
         handle.due_us = due_us
@@ -207,7 +217,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._host.timer_cancelled(handle)
 
     def create_future(self) -> asyncio.Future[Any]:
-        self._refuse_if_evicting()
+        self._refuse()
         future: _Future[Any] = _Future(loop=self)
         self._sequence += 1
         future.number = self._first_number + self._sequence
@@ -221,7 +231,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **kwargs: Any,
     ) -> asyncio.Task[T]:
-        self._refuse_if_evicting()
+        self._refuse()
         self._sequence += 1
         # The name must not come from asyncio's process-wide counter: code can see it.
         number = self._first_number + self._sequence
