@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, P
 from romancy_stream.context import publication
 from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, current_scope
 from romancy_stream.engine.parameters import Parameters, checked_name, is_context_parameter, signature
-from romancy_stream.errors import ActivityContextError
+from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
+from romancy_stream.errors import ActivityContextError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 DEFAULT_QUEUE: Final = "default"
+PRIORITIES: Final = range(1, 10)
+HEARTBEAT_LIMIT_BYTES: Final = 100_000
+"""Of details: a row that is written every few seconds is for a cursor, not for the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,14 @@ class AttemptBackend(Protocol):
         ...
 
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None: ...
+    def heartbeat(self, details: bytes | None) -> None:
+        """In any thread. None: the details stay. Raises ActivityCancelledError outside the event loop."""
+        ...
+
+    @property
+    def heartbeat_details(self) -> bytes | None: ...
+    @property
+    def cancelled(self) -> bool: ...
     def call_plain(self, function: Callable[[], T]) -> T:
         """Called in the executor's thread, around a plain function."""
         ...
@@ -147,11 +159,52 @@ class ActivityContext:
         """Called after the commit; a process that dies in between never calls it."""
         self._backend.on_commit(callback)
 
+    # -- long activities -----------------------------------------------------------------------------------
+    def heartbeat(self, details: Any = None) -> Awaitable[None]:
+        """A sign of life, and how far the work is: `await` it in an `async def` activity, in a plain one just call it.
+        Cheap; the database hears of it every few seconds. `details` (any JSON; None: as before) are what a later
+        attempt finds in `heartbeat_details`. In a plain activity that is to stop it raises ActivityCancelledError; an
+        `async def` one is cancelled. PayloadError, PayloadTooLargeError."""
+        raw = encode_data(details, "heartbeat details")
+        if raw is not None and len(raw) > HEARTBEAT_LIMIT_BYTES:
+            raise PayloadTooLargeError(
+                f"heartbeat details: {len(raw):,} bytes of JSON, the limit is {HEARTBEAT_LIMIT_BYTES:,}"
+            )
+        self._backend.heartbeat(raw)
+        return _Done() if self._plain else asyncio.sleep(0)
+
+    @property
+    def heartbeat_details(self) -> Any:
+        """Those of the last heartbeat of an attempt before this one, as plain JSON; None: there were none."""
+        raw = self._backend.heartbeat_details
+        return None if raw is None else load_plain(raw, "heartbeat details")
+
+    def heartbeat_details_as(self, model: type[T]) -> T | None:
+        """The same as a value of that type. PayloadError where they do not fit."""
+        raw = self._backend.heartbeat_details
+        if raw is None:
+            return None
+        details: T = TypeCodec(model, "heartbeat details").decode(raw)
+        return details
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt is to stop: nobody wants its result any more, or the worker leaves. For plain
+        activities; an `async def` one is cancelled."""
+        return self._backend.cancelled
+
     def _for(self, plain: bool) -> ActivityContext:
         return self if plain == self._plain else ActivityContext(self.info, self._backend, plain=plain)
 
     def _call_plain(self, function: Callable[[], T]) -> T:
         return self._backend.call_plain(function)
+
+
+class _Done:
+    """An awaitable that nobody has to await."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +246,8 @@ class ActivityOptions:
     total_timeout_s: float | None = None
     queue: str = DEFAULT_QUEUE
     activity_id: str | None = None
+    heartbeat_timeout_s: float | None = None
+    priority: int | None = None
 
 
 class Activity(Generic[P, R]):
@@ -208,6 +263,8 @@ class Activity(Generic[P, R]):
         total_timeout: float | timedelta | None = None,
         transactional: bool = True,
         queue: str = DEFAULT_QUEUE,
+        heartbeat_timeout: float | timedelta | None = None,
+        priority: int | None = None,
     ) -> None:
         if not inspect.isroutine(function) or _is_generator(function):
             raise TypeError(f"an activity must be an `async def` or `def` function, not {function!r}")
@@ -219,7 +276,12 @@ class Activity(Generic[P, R]):
         self.takes_context = bool(leading) and is_context_parameter(function, leading[0], ActivityContext)
         self.transactional = transactional
         self.options = ActivityOptions(
-            retry, seconds("timeout", timeout), seconds("total_timeout", total_timeout), _queue(queue)
+            retry,
+            seconds("timeout", timeout),
+            seconds("total_timeout", total_timeout),
+            checked_queue(queue),
+            heartbeat_timeout_s=seconds("heartbeat_timeout", heartbeat_timeout),
+            priority=_priority(priority),
         )
         self.parameters = Parameters(function, skip=int(self.takes_context), what=what)
         functools.update_wrapper(self, function)
@@ -262,6 +324,8 @@ class Activity(Generic[P, R]):
         timeout: float | timedelta | None = None,
         total_timeout: float | timedelta | None = None,
         queue: str | None = None,
+        heartbeat_timeout: float | timedelta | None = None,
+        priority: int | None = None,
     ) -> Activity[P, R]:
         """The same activity, to be called with these options; None keeps what was set."""
         was = self.options
@@ -270,8 +334,14 @@ class Activity(Generic[P, R]):
             retry=was.retry if retry is None else retry,
             timeout_s=was.timeout_s if timeout is None else seconds("timeout", timeout),
             total_timeout_s=was.total_timeout_s if total_timeout is None else seconds("total_timeout", total_timeout),
-            queue=was.queue if queue is None else _queue(queue),
+            queue=was.queue if queue is None else checked_queue(queue),
             activity_id=was.activity_id if activity_id is None else activity_id,
+            heartbeat_timeout_s=(
+                was.heartbeat_timeout_s
+                if heartbeat_timeout is None
+                else seconds("heartbeat_timeout", heartbeat_timeout)
+            ),
+            priority=was.priority if priority is None else _priority(priority),
         )
         return changed
 
@@ -299,6 +369,8 @@ class Activity(Generic[P, R]):
                 timeout_s=options.timeout_s,
                 total_timeout_s=options.total_timeout_s,
                 activity_id=options.activity_id,
+                heartbeat_timeout_s=options.heartbeat_timeout_s,
+                priority=options.priority,
             )
         )
         result: R = self.parameters.result.decode(b"null" if raw is None else raw)
@@ -358,12 +430,19 @@ def seconds(name: str, value: float | timedelta | None) -> float | None:
 _QUEUE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
-def _queue(queue: str) -> str:
+def checked_queue(queue: str) -> str:
+    """Raises ValueError."""
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise ValueError(
             f"queue must be 1-100 letters, digits, '.', '_' and '-': it becomes part of a topic's name, not {queue!r}"
         )
     return queue
+
+
+def _priority(priority: int | None) -> int | None:
+    if priority is not None and (isinstance(priority, bool) or priority not in PRIORITIES):
+        raise ValueError(f"priority must be a whole number from 1 (first) to 9, or None, not {priority!r}")
+    return priority
 
 
 def _is_generator(function: Any) -> bool:
@@ -424,6 +503,8 @@ class ActivityDefiner(Protocol):
         total_timeout: float | timedelta | None = None,
         transactional: bool = True,
         queue: str = DEFAULT_QUEUE,
+        heartbeat_timeout: float | timedelta | None = None,
+        priority: int | None = None,
     ) -> ActivityDecorator: ...
 
 
@@ -436,6 +517,8 @@ def define_activity(
     total_timeout: float | timedelta | None = None,
     transactional: bool = True,
     queue: str = DEFAULT_QUEUE,
+    heartbeat_timeout: float | timedelta | None = None,
+    priority: int | None = None,
 ) -> Activity[Any, Any]:
     return Activity(
         function,
@@ -445,6 +528,8 @@ def define_activity(
         total_timeout=total_timeout,
         transactional=transactional,
         queue=queue,
+        heartbeat_timeout=heartbeat_timeout,
+        priority=priority,
     )
 
 

@@ -5,16 +5,16 @@ missed, leases that lapse. Part of the core.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from romancy_stream.engine import history as h
 from romancy_stream.engine import saga
 from romancy_stream.engine.batch import Batch, Entry
-from romancy_stream.engine.commit import ActivityKey
-from romancy_stream.engine.failure import exhausted, is_retryable, timed_out
+from romancy_stream.engine.commit import SCHEDULED, ActivityKey
+from romancy_stream.engine.failure import exhausted, is_retryable, retry_after_s, silent, timed_out
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Input, LeaseLapsed, Received, TimerDue
-from romancy_stream.engine.projection import DEADLINE_TIMER, RETRY_TIMER, UNDO, ActivityState
+from romancy_stream.engine.projection import DEADLINE_TIMER, HEARTBEAT_TIMER, RETRY_TIMER, UNDO, ActivityState
 from romancy_stream.engine.retries import GiveUp, Retry, after_failure
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent, whole_number
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
 
 _RESULT_ATTRIBUTES = (w.X_RUN, w.X_ACTIVITY_ID, w.X_ATTEMPT)
+
+LOOKS_PER_WAIT: Final = 8
+"""An attempt that nobody has begun is looked after when it has waited an eighth longer: a hundred events in a day at
+most, however short the heartbeat's timeout is; one that hangs after a long wait is found within an eighth of it."""
 
 
 class Attempts:
@@ -36,18 +40,58 @@ class Attempts:
         for each in inputs:
             if isinstance(each, TimerDue) and each.timer_id.startswith(DEADLINE_TIMER):
                 keys.append(ActivityKey(each.instance_id, each.run, each.timer_id.removeprefix(DEADLINE_TIMER)))
-            elif isinstance(each, Received) and isinstance(each.event, WireEvent):
-                found = self._failed_attempt(each.event)
-                if found is not None and isinstance(self._verdict(*found, each.event, now_us), GiveUp):
-                    keys.append(self._key(*found))
+                continue
+            failed = self._failure(each, now_us)
+            if failed is not None and isinstance(self._verdict(*failed, now_us), GiveUp):
+                entry, activity, _ = failed
+                keys.append(self._key(entry, activity))
         return keys
+
+    def _failure(self, each: Input, now_us: int) -> tuple[Entry, ActivityState, bytes] | None:
+        """The attempt that has failed by this input, and its error."""
+        if isinstance(each, TimerDue) and each.timer_id.startswith(HEARTBEAT_TIMER):
+            entry = self._core.entry(each.instance_id)
+            if entry is None or entry.state.run != each.run or each.timer_id not in entry.state.timers:
+                return None
+            activity = entry.state.activities[each.timer_id.removeprefix(HEARTBEAT_TIMER)]
+            silent = self._awaited_us(entry, activity, now_us) is None
+            return (entry, activity, _silence(activity)) if silent else None
+        if isinstance(each, Received) and isinstance(each.event, WireEvent):
+            found = self._failed_attempt(each.event)
+            return None if found is None else (*found, each.event.data or b"null")
+        return None
 
     def beating(self, inputs: Sequence[Input]) -> list[ActivityKey]:
         """Activities that a heartbeat's timer of this batch is about."""
-        return []
+        return [
+            ActivityKey(each.instance_id, each.run, each.timer_id.removeprefix(HEARTBEAT_TIMER))
+            for each in inputs
+            if isinstance(each, TimerDue) and each.timer_id.startswith(HEARTBEAT_TIMER)
+        ]
 
+    # -- workers that are not heard of ---------------------------------------------------------------------------
     def lapsed(self, batch: Batch, each: LeaseLapsed) -> None:
-        raise NotImplementedError
+        """The same attempt again, for another worker. History does not tell who runs an attempt, nor does it this."""
+        entry = self._core.entry(each.instance_id)
+        activity = None
+        if entry is not None and entry.state.run == each.run:
+            activity = entry.state.activities.get(each.activity_id)
+        if entry is None or activity is None or activity.attempt != each.attempt or activity.status != SCHEDULED:
+            self._core.stats["late_lapse"] += 1
+            return
+        self._core.stats["dispatched_again"] += 1
+        batch.request(entry.state, activity, each.incarnation)
+
+    def _awaited_us(self, entry: Entry, activity: ActivityState, now_us: int) -> int | None:
+        """Until when a heartbeat may come. None: it is missed."""
+        timeout_us: int = round(activity.attrs["heartbeat_timeout_s"] * 1_000_000)
+        heard = self._core.loaded.heartbeats.get(self._key(entry, activity))
+        if heard is None or heard.attempt < activity.attempt:
+            # No worker has begun it. It lies in its queue, or died with a worker, which others know by other means;
+            # to give it up would make a long queue longer. Looked at ever more seldom: each look is an event.
+            return now_us + max(timeout_us, (now_us - activity.updated_us) // LOOKS_PER_WAIT)
+        due_us = heard.at_us + timeout_us
+        return due_us if due_us > now_us else None
 
     # -- results -------------------------------------------------------------------------------------------------
     def result(self, batch: Batch, received: Received, event: WireEvent) -> None:
@@ -84,11 +128,14 @@ class Attempts:
         found = self._failed_attempt(event)
         if found is None:
             self._core.stats["late_result"] += 1
-            return
-        entry, activity = found
-        error = event.data or b"null"
-        verdict = self._verdict(entry, activity, event, batch.now_us)
-        facts = {"attempt": activity.attempt, **_attempt_facts(event)}
+        else:
+            self._failed(batch, *found, event.data or b"null", _attempt_facts(event))
+
+    def _failed(
+        self, batch: Batch, entry: Entry, activity: ActivityState, error: bytes, facts: Mapping[str, Any]
+    ) -> None:
+        verdict = self._verdict(entry, activity, error, batch.now_us)
+        facts = {"attempt": activity.attempt, **facts}
         if isinstance(verdict, Retry):
             attrs = {**facts, "next_at_us": verdict.next_at_us}
             batch.record(entry, h.ACTIVITY_ATTEMPT_FAILED, activity.activity_id, attrs, error)
@@ -96,7 +143,7 @@ class Attempts:
             self._give_up(batch, entry, activity, verdict.reason, error, facts)
 
     def _give_up(
-        self, batch: Batch, entry: Entry, activity: ActivityState, reason: str, error: bytes, facts: dict[str, Any]
+        self, batch: Batch, entry: Entry, activity: ActivityState, reason: str, error: bytes, facts: Mapping[str, Any]
     ) -> None:
         """The key in activity_results was claimed before: what stands there decides."""
         claimed = self._core.loaded.closed.get(self._key(entry, activity))
@@ -131,10 +178,10 @@ class Attempts:
             return None
         return (entry, activity) if int(event.extensions[w.X_ATTEMPT]) == activity.attempt else None
 
-    def _verdict(self, entry: Entry, activity: ActivityState, event: WireEvent, now_us: int) -> Retry | GiveUp:
-        retryable = is_retryable(event.data)
+    @staticmethod
+    def _verdict(entry: Entry, activity: ActivityState, error: bytes, now_us: int) -> Retry | GiveUp:
         key = f"{entry.state.instance_id}/{entry.state.run}/{activity.activity_id}"
-        return after_failure(key, activity, retryable, now_us)
+        return after_failure(key, activity, is_retryable(error), now_us, retry_after_s(error))
 
     @staticmethod
     def _key(entry: Entry, activity: ActivityState) -> ActivityKey:
@@ -149,6 +196,14 @@ class Attempts:
         activity = entry.state.activities[due.timer_id.removeprefix(DEADLINE_TIMER)]
         error = timed_out(activity.activity_id, activity.attrs["total_timeout_s"], total=True)
         self._give_up(batch, entry, activity, "timeout", error, {})
+
+    def heartbeat(self, batch: Batch, entry: Entry, due: TimerDue) -> None:
+        activity = entry.state.activities[due.timer_id.removeprefix(HEARTBEAT_TIMER)]
+        due_us = self._awaited_us(entry, activity, batch.now_us)
+        if due_us is None:
+            self._failed(batch, entry, activity, _silence(activity), {})
+        else:
+            batch.record(entry, h.ACTIVITY_HEARD, activity.activity_id, {"due_us": due_us})
 
     def _ended(
         self, batch: Batch, entry: Entry, kind: str, ref: str, attrs: dict[str, Any], payload: bytes | None
@@ -173,7 +228,15 @@ def _deadline(core: EngineCore, batch: Batch, entry: Entry, due: TimerDue) -> No
     core.attempts.deadline(batch, entry, due)
 
 
-TIMERS = {RETRY_TIMER: _retry, DEADLINE_TIMER: _deadline}
+def _heartbeat(core: EngineCore, batch: Batch, entry: Entry, due: TimerDue) -> None:
+    core.attempts.heartbeat(batch, entry, due)
+
+
+def _silence(activity: ActivityState) -> bytes:
+    return silent(activity.activity_id, activity.attrs["heartbeat_timeout_s"])
+
+
+TIMERS = {RETRY_TIMER: _retry, DEADLINE_TIMER: _deadline, HEARTBEAT_TIMER: _heartbeat}
 TELL = {h.ACTIVITY_SCHEDULED: requested, h.ACTIVITY_RETRIED: requested}
 
 

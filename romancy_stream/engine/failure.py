@@ -3,7 +3,7 @@ is the same class with the same attributes both times. Written for the worst: no
 that raises, causes in a circle, megabytes of text) may raise out of here, and nothing read from the wire may either.
 
     {"type": "shop.errors:CardDeclined", "bases": [...], "message": "...", "retryable": true, "stack": "...",
-     "args": [...], "attributes": {...}, "details": {...}, "cause": {...}}
+     "args": [...], "attributes": {...}, "details": {...}, "cause": {...}, "retry_after_s": 30.0}
 
 Only `type` and `message` are always there: workers in other languages send just those, and `details`, anything.
 Imports the module that an error's class names; otherwise pure.
@@ -20,7 +20,14 @@ from typing import Any, Final
 
 import orjson
 
-from romancy_stream.errors import ActivityError, ActivityTimeoutError, RetryExhaustedError, WorkflowFailedError
+from romancy_stream.errors import (
+    LONGEST_DELAY_S,
+    ActivityError,
+    ActivityTimeoutError,
+    RetryExhaustedError,
+    RetryLaterError,
+    WorkflowFailedError,
+)
 from romancy_stream.retry import class_path, class_paths, main_module
 
 # A failed attempt is stored with the instance and sent as an event: all that follows must fit a record many times.
@@ -76,6 +83,12 @@ def timed_out(activity_id: str, timeout_s: float, *, total: bool = False) -> byt
     return orjson.dumps(_describe(error, not total, causes_left=0))
 
 
+def silent(activity_id: str, timeout_s: float) -> bytes:
+    """ActivityTimeoutError of an attempt whose heartbeats have ceased."""
+    error = ActivityTimeoutError(f"activity {activity_id} was silent for its heartbeat_timeout of {timeout_s:g} s")
+    return orjson.dumps(_describe(error, True, causes_left=0))
+
+
 def _describe(error: BaseException, retryable: bool, causes_left: int) -> dict[str, Any]:
     cls = type(error)
     message = _message(error)
@@ -86,6 +99,8 @@ def _describe(error: BaseException, retryable: bool, causes_left: int) -> dict[s
         "retryable": retryable,
         "stack": _stack(error, message),
     }
+    if isinstance(error, RetryLaterError):
+        described["retry_after_s"] = error.delay_s
     args = error.args
     if _is_plain(list(args)):
         described["args"] = list(args)
@@ -175,6 +190,14 @@ def decode_error(raw: bytes | None) -> Exception:
 def is_retryable(raw: bytes | None) -> bool:
     """What the worker said; a foreign worker that says nothing leaves it to the policy."""
     return _loads(raw).get("retryable") is not False
+
+
+def retry_after_s(raw: bytes | None) -> float | None:
+    """When the worker asks to be given the task again; None: the policy decides."""
+    delay_s = _loads(raw).get("retry_after_s")
+    if not isinstance(delay_s, int | float) or isinstance(delay_s, bool) or not 0 <= delay_s <= LONGEST_DELAY_S:
+        return None
+    return float(delay_s)
 
 
 def error_classes(raw: bytes | None) -> tuple[str, ...]:

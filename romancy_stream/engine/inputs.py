@@ -82,6 +82,7 @@ class LeaseLapsed:
     run: int
     activity_id: str
     attempt: int
+    incarnation: str
 
 
 Input = Received | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseLapsed

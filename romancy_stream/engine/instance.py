@@ -140,6 +140,10 @@ class LiveInstance:
         if call.total_timeout_s is not None:
             attrs["total_timeout_s"] = call.total_timeout_s
             attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
+        if call.heartbeat_timeout_s is not None:
+            attrs["heartbeat_timeout_s"] = call.heartbeat_timeout_s
+        if call.priority is not None:
+            attrs["priority"] = call.priority
         self._waiting[activity_id] = future
         self.emit(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args)
         return future

@@ -23,8 +23,10 @@ def short_id(event_id: str) -> str:
     return event_id if len(event_id) <= MAX_ID_CHARS else hashlib.sha256(event_id.encode()).hexdigest()
 
 
-def task(source: str, state: InstanceState, activity: ActivityState, time: str) -> WireEvent:
-    """A request to run one attempt."""
+def task(
+    source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None
+) -> WireEvent:
+    """A request to run one attempt. `lapsed`: the worker process that ran it before."""
     instance_id, run, activity_id = state.instance_id, state.run, activity.activity_id
     extensions = {
         w.X_PARTITION_KEY: instance_id,
@@ -37,6 +39,12 @@ def task(source: str, state: InstanceState, activity: ActivityState, time: str) 
     }
     if "timeout_s" in activity.attrs:
         extensions[w.X_TIMEOUT] = repr(activity.attrs["timeout_s"])
+    if "heartbeat_timeout_s" in activity.attrs:
+        extensions[w.X_HEARTBEAT] = repr(activity.attrs["heartbeat_timeout_s"])
+    if "priority" in activity.attrs:
+        extensions[w.X_PRIORITY] = str(activity.attrs["priority"])
+    if lapsed is not None:
+        extensions[w.X_LAPSED] = lapsed
     policy = activity.attrs.get("policy", {})
     for attribute, name in ((w.X_RETRY_ON, "retry_on"), (w.X_NO_RETRY_ON, "do_not_retry_on")):
         if policy.get(name) not in (None, [], ["builtins:Exception"]):

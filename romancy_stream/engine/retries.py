@@ -26,14 +26,19 @@ class GiveUp:
     reason: str
 
 
-def after_failure(key: str, activity: ActivityState, retryable: bool, now_us: int) -> Retry | GiveUp:
-    """`key` identifies the activity and seeds the jitter."""
+def after_failure(
+    key: str, activity: ActivityState, retryable: bool, now_us: int, retry_after_s: float | None = None
+) -> Retry | GiveUp:
+    """`key` identifies the activity and seeds the jitter. `retry_after_s` takes the place of the policy's delay."""
     policy = policy_of(activity.attrs)
     if not retryable:
         return GiveUp("terminal")
     if not policy.attempts_left(activity.attempt):
         return GiveUp("exhausted")
-    delay_s = policy.delay_s(activity.attempt, Random(f"{key}/{activity.attempt}").random() if policy.jitter else 0.5)
+    delay_s = retry_after_s
+    if delay_s is None:
+        chance = Random(f"{key}/{activity.attempt}").random() if policy.jitter else 0.5
+        delay_s = policy.delay_s(activity.attempt, chance)
     next_at_us = min(now_us + round(delay_s * 1_000_000), LATEST_US)
     max_duration_s = policy.max_duration
     if max_duration_s is not None and next_at_us > activity.scheduled_us + round(max_duration_s * 1_000_000):

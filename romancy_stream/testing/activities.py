@@ -12,7 +12,8 @@ import orjson
 
 from romancy_stream.activity import ActivityContext, ActivityInfo, attempt
 from romancy_stream.engine.definitions import Publication
-from romancy_stream.errors import ActivityContextError
+from romancy_stream.engine.payload import encode_data
+from romancy_stream.errors import ActivityCancelledError, ActivityContextError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,17 +25,27 @@ T = TypeVar("T")
 @dataclass
 class TestedAttempt:
     """What the code under test did. `published`: (type, data as plain JSON); `callbacks`: those given to on_commit,
-    which the test may call."""
+    which the test may call; `heartbeats`: their details as plain JSON. Set `cancelled` for what a plain activity sees
+    when it is to stop."""
 
     __test__ = False  # not a test class, whatever pytest makes of the name
 
     ctx: ActivityContext = field(init=False)
     published: list[tuple[str, Any]] = field(default_factory=list)
     callbacks: list[Callable[[], Awaitable[None] | None]] = field(default_factory=list)
+    heartbeats: list[Any] = field(default_factory=list)
+    cancelled: bool = False
 
 
 class _Backend:
-    def __init__(self, tested: TestedAttempt, session: AsyncSession | None, sync_session: Session | None) -> None:
+    def __init__(
+        self,
+        tested: TestedAttempt,
+        session: AsyncSession | None,
+        sync_session: Session | None,
+        heartbeat_details: bytes | None,
+    ) -> None:
+        self.heartbeat_details = heartbeat_details
         self._tested = tested
         self._session = session
         self._sync_session = sync_session
@@ -56,6 +67,15 @@ class _Backend:
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         self._tested.callbacks.append(callback)
 
+    def heartbeat(self, details: bytes | None) -> None:
+        self._tested.heartbeats.append(None if details is None else orjson.loads(details))
+        if self._tested.cancelled:
+            raise ActivityCancelledError("the test cancelled it")
+
+    @property
+    def cancelled(self) -> bool:
+        return self._tested.cancelled
+
     def call_plain(self, function: Callable[[], T]) -> T:
         return function()
 
@@ -69,6 +89,7 @@ def activity_context(
     instance_id: str = "test",
     activity_id: str = "test:1",
     activity_name: str = "test",
+    heartbeat_details: Any = None,
 ) -> Iterator[TestedAttempt]:
     """Inside, activities that take a `ctx` can be called like functions:
 
@@ -78,6 +99,7 @@ def activity_context(
     """
     tested = TestedAttempt()
     info = ActivityInfo(instance_id, 1, activity_id, activity_name, attempt_number)
-    tested.ctx = ActivityContext(info, _Backend(tested, session, sync_session))
+    details = encode_data(heartbeat_details, "heartbeat_details")
+    tested.ctx = ActivityContext(info, _Backend(tested, session, sync_session, details))
     with attempt(tested.ctx):
         yield tested
