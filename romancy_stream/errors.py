@@ -37,6 +37,10 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── RetryLaterError                    raise it in an activity: not yet, try again after a while
     ├── DuplicateActivityIdError           two activities of one run under one manual id
     ├── ActivityContextError               ctx.session or an activity context where there is none
+    ├── NotSubscribedError                 receive, without a subscription to the channel
+    ├── MessageTimeoutError                no message came within the timeout of receive (a TimeoutError, too)
+    ├── ChannelModeConflictError           the channel has another mode, which its first subscriber gave it
+    ├── ChannelFullError                   the channel or the group has as many members as it may have
     ├── NonDeterminismError                replay went another way than history
     ├── ReadOnlyError                      a query, validator or condition that tries to change something
     ├── WorkflowIOError                    I/O, threads or processes inside workflow code
@@ -289,6 +293,22 @@ class DuplicateActivityIdError(RomancyError):
 
 class ActivityContextError(RomancyError):
     code = "activity_context"
+
+
+class NotSubscribedError(RomancyError):
+    code = "not_subscribed"
+
+
+class MessageTimeoutError(RomancyError, TimeoutError):
+    code = "message_timeout"
+
+
+class ChannelModeConflictError(RomancyError):
+    code = "channel_mode_conflict"
+
+
+class ChannelFullError(RomancyError):
+    code = "channel_full"
 
 
 class NonDeterminismError(RomancyError):

@@ -23,6 +23,8 @@ EVENT_RECEIVED: Final = "event.received"
 MESSAGE_RECEIVED: Final = "message.received"
 CHANNEL_JOINED: Final = "channel.joined"
 CHANNEL_REFUSED: Final = "channel.refused"
+GROUP_JOINED: Final = "group.joined"
+GROUP_REFUSED: Final = "group.refused"
 SIGNAL_RECEIVED: Final = "signal.received"
 UPDATE_ACCEPTED: Final = "update.accepted"
 CHILD_COMPLETED: Final = "child.completed"
@@ -42,6 +44,8 @@ WAIT_STARTED: Final = "wait.started"
 WAIT_CANCELLED: Final = "wait.cancelled"
 CHANNEL_SUBSCRIBED: Final = "channel.subscribed"
 CHANNEL_UNSUBSCRIBED: Final = "channel.unsubscribed"
+GROUP_JOINING: Final = "group.joining"
+GROUP_LEFT: Final = "group.left"
 RECEIVE_STARTED: Final = "receive.started"
 RECEIVE_CANCELLED: Final = "receive.cancelled"
 MESSAGE_SENT: Final = "message.sent"
@@ -75,6 +79,8 @@ INPUTS: Final = frozenset(
         MESSAGE_RECEIVED,
         CHANNEL_JOINED,
         CHANNEL_REFUSED,
+        GROUP_JOINED,
+        GROUP_REFUSED,
         SIGNAL_RECEIVED,
         UPDATE_ACCEPTED,
         CHILD_COMPLETED,
@@ -97,6 +103,8 @@ COMMANDS: Final = frozenset(
         WAIT_CANCELLED,
         CHANNEL_SUBSCRIBED,
         CHANNEL_UNSUBSCRIBED,
+        GROUP_JOINING,
+        GROUP_LEFT,
         RECEIVE_STARTED,
         RECEIVE_CANCELLED,
         MESSAGE_SENT,
@@ -150,10 +158,15 @@ class HistoryEvent:
     wait.started             type, match
     event.received           type, source, id, subject, time, extensions; ref: the wait, None: for the mailbox
     channel.subscribed       channel, mode; ref: the subscription
-    channel.joined, .refused  channel, mode; message
-    receive.started          channel
-    message.sent             channel; one of: to (instance id), group; metadata
-    message.received         channel, id, sender, metadata, sent_us; ref: the receive, None: for the mailbox
+    channel.joined           channel, mode
+    channel.refused          channel, mode; code, message
+    channel.unsubscribed     channel, mode
+    group.joining, .joined, .left  group; ref: the joining
+    group.refused            group, code, message
+    receive.started, .cancelled  channel
+    message.sent             channel; one of: to (instance id), group; metadata (JSON text)
+    message.received         channel, id, sent_us; sender (instance id), metadata where given; ref: the receive,
+                             None: for the mailbox
     signal.received          name, event_id, event_source
     update.accepted          name, event_id, event_source; ref: the update
     update.completed, .failed  payload: the result or the error

@@ -106,6 +106,7 @@ class InstanceState:
     receives: dict[str, dict[str, Any]] = field(default_factory=dict)
     joining: dict[str, dict[str, Any]] = field(default_factory=dict)
     subscriptions: dict[str, str] = field(default_factory=dict)
+    groups: set[str] = field(default_factory=set)
     children: dict[str, dict[str, Any]] = field(default_factory=dict)
     updates: dict[str, dict[str, Any]] = field(default_factory=dict)
     undo: list[Undo] = field(default_factory=list)
@@ -221,6 +222,7 @@ class InstanceState:
             self.drop_timer(timer_id)
         for open_ in (self.waits, self.receives, self.joining, self.subscriptions, self.children, self.updates):
             open_.clear()
+        self.groups.clear()
 
 
 def begin(event: HistoryEvent, part: int) -> InstanceState:
@@ -239,6 +241,7 @@ def begin(event: HistoryEvent, part: int) -> InstanceState:
         version=event.attrs.get("version"),
         parent=event.attrs.get("parent"),
         subscriptions=dict(event.attrs.get("subscriptions", {})),
+        groups=set(event.attrs.get("groups", ())),
         begun=event.attrs,
     )
 
@@ -453,6 +456,24 @@ def _joined(state: InstanceState, event: HistoryEvent) -> None:
 
 def _unsubscribed(state: InstanceState, event: HistoryEvent) -> None:
     state.subscriptions.pop(event.attrs["channel"], None)
+    _give_up_joining(state, "channel", event.attrs["channel"])
+
+
+def _group_joined(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    del state.joining[event.ref]
+    state.groups.add(event.attrs["group"])
+
+
+def _group_left(state: InstanceState, event: HistoryEvent) -> None:
+    state.groups.discard(event.attrs["group"])
+    _give_up_joining(state, "group", event.attrs["group"])
+
+
+def _give_up_joining(state: InstanceState, what: str, name: str) -> None:
+    """Code that waited to join has been cancelled: the answer will find nobody."""
+    for ref in [ref for ref, attrs in state.joining.items() if attrs.get(what) == name]:
+        del state.joining[ref]
 
 
 def _nothing(state: InstanceState, event: HistoryEvent) -> None:
@@ -492,6 +513,10 @@ _APPLY = {
     h.CHANNEL_JOINED: _joined,
     h.CHANNEL_REFUSED: _closes("joining"),
     h.CHANNEL_UNSUBSCRIBED: _unsubscribed,
+    h.GROUP_JOINING: _opens("joining"),
+    h.GROUP_JOINED: _group_joined,
+    h.GROUP_REFUSED: _closes("joining"),
+    h.GROUP_LEFT: _group_left,
     h.RECEIVE_STARTED: _opens("receives"),
     h.RECEIVE_CANCELLED: _closes("receives"),
     h.MESSAGE_RECEIVED: _closes("receives"),
