@@ -33,12 +33,14 @@ class LongAttempts:
 
     async def _beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
         """An attempt that is older than the one that beat last changes nothing; one that was given up leaves none."""
+        unwanted = or_(_given_up(key), exists().where(*_overtaken(key, attempt)))
         row = {"instance_id": key.instance_id, "run": key.run, "activity_id": key.activity_id, "attempt": attempt}
         row["details"] = text_of(details)
         async with self.db.writing("record a heartbeat") as connection:
-            if (await connection.execute(select(_given_up(key)))).scalar_one():
+            if (await connection.execute(select(unwanted))).scalar_one():
                 return False
-            await connection.execute(_beaten(self.db.dialect).values(at_us=clock(self.db.dialect), **row))
+            beaten = _unless_later(heartbeats, self.db.dialect, "at_us", "details")
+            await connection.execute(beaten.values(at_us=clock(self.db.dialect), **row))
             return True
 
     async def heartbeats(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Heartbeat]:
@@ -70,7 +72,7 @@ class LongAttempts:
             for each in sorted(attempts, key=lambda each: activity_key(each.key))
         ]
         async with self.db.writing("detach attempts") as connection:
-            await connection.execute(_upsert(detached, self.db.dialect, "part", "attempt", "incarnation"), rows)
+            await connection.execute(_unless_later(detached, self.db.dialect, "part", "incarnation"), rows)
             for incarnation in sorted({each.incarnation for each in attempts}):
                 await self._renew(connection, incarnation, lease_s)
 
@@ -94,14 +96,43 @@ class LongAttempts:
         if names := list(rows.scalars()):
             await connection.execute(delete(leases).where(leases.c.incarnation.in_(names)))
 
-    async def attach(self, keys: Sequence[ActivityKey]) -> None:
-        if keys:
-            await finished(self._attach(keys))
+    async def attach(self, attempts: Sequence[Detached]) -> None:
+        if attempts:
+            await finished(self._attach(attempts))
 
-    async def _attach(self, keys: Sequence[ActivityKey]) -> None:
+    async def _attach(self, attempts: Sequence[Detached]) -> None:
+        """Only where that worker stands for that attempt: another one may have taken it over."""
+        columns = (*activity_columns(detached), detached.c.attempt, detached.c.incarnation)
+        values = {(*activity_key(each.key), each.attempt, each.incarnation) for each in attempts}
         async with self.db.writing("attach attempts") as connection:
-            for chunk in chunks(sorted({activity_key(key) for key in keys}), KEYS_PER_STATEMENT):
-                await connection.execute(delete(detached).where(any_of(activity_columns(detached), chunk)))
+            for chunk in chunks(sorted(values), KEYS_PER_STATEMENT):
+                await connection.execute(delete(detached).where(any_of(columns, chunk)))
+
+    async def detached(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Detached]:
+        found: dict[ActivityKey, Detached] = {}
+        if not keys:
+            return found
+        async with self.db.reading("look for detached attempts") as connection:
+            for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+                statement = select(detached).where(any_of(activity_columns(detached), chunk))
+                found |= {(each := _detached(row)).key: each for row in await connection.execute(statement)}
+        return found
+
+    async def given_up(self, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
+        found: set[ActivityKey] = set()
+        if not keys:
+            return found
+        columns = activity_columns(activity_results)
+        async with self.db.reading("look for what was given up") as connection:
+            for chunk in chunks(sorted(keys, key=activity_key), KEYS_PER_STATEMENT):
+                closed = any_of(columns, [activity_key(key) for key in chunk])
+                statement = select(*columns).where(closed, activity_results.c.outcome == CLOSED)
+                found |= {ActivityKey(*row) for row in await connection.execute(statement)}
+                ids = sorted({key.instance_id for key in chunk})
+                deleted = select(tombstones.c.instance_id, tombstones.c.run).where(tombstones.c.instance_id.in_(ids))
+                runs = {row.instance_id: row.run for row in await connection.execute(deleted)}
+                found |= {key for key in chunk if runs.get(key.instance_id, 0) >= key.run}
+        return found
 
     async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:
         """By key."""
@@ -114,10 +145,11 @@ class LongAttempts:
             .limit(limit)
         )
         async with self.db.reading("look for lapsed leases") as connection:
-            return [
-                Detached(ActivityKey(row.instance_id, row.run, row.activity_id), row.attempt, row.part, row.incarnation)
-                for row in await connection.execute(found)
-            ]
+            return [_detached(row) for row in await connection.execute(found)]
+
+
+def _detached(row: Any) -> Detached:
+    return Detached(ActivityKey(row.instance_id, row.run, row.activity_id), row.attempt, row.part, row.incarnation)
 
 
 def _given_up(key: ActivityKey) -> ColumnElement[bool]:
@@ -128,20 +160,26 @@ def _given_up(key: ActivityKey) -> ColumnElement[bool]:
     return or_(exists().where(closed), exists().where(buried))
 
 
-def _beaten(dialect: str) -> Any:
-    """An upsert that leaves the heartbeat of a later attempt as it is."""
-    names = ("at_us", "details", "attempt")  # MySQL sets from left to right, and each looks at `attempt`
+def _overtaken(key: ActivityKey, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    """A later attempt has begun."""
+    return any_of(activity_columns(heartbeats), [activity_key(key)]), heartbeats.c.attempt > attempt
+
+
+def _unless_later(table: Any, dialect: str, *names: str) -> Any:
+    """An upsert of `attempt` and `names` that leaves the row of a later attempt as it is."""
+    names = (*names, "attempt")  # MySQL sets from left to right, and each looks at `attempt`
     if dialect == MYSQL:
-        statement = mysql.insert(heartbeats)
+        statement = mysql.insert(table)
         new = statement.inserted
-        kept = new.attempt < heartbeats.c.attempt
-        changes = [(name, case((kept, heartbeats.c[name]), else_=new[name])) for name in names]
-        return statement.on_duplicate_key_update(changes)
-    made = postgresql.insert(heartbeats) if dialect == POSTGRESQL else sqlite.insert(heartbeats)
+        kept = new.attempt < table.c.attempt
+        return statement.on_duplicate_key_update(
+            [(name, case((kept, table.c[name]), else_=new[name])) for name in names]
+        )
+    made = postgresql.insert(table) if dialect == POSTGRESQL else sqlite.insert(table)
     return made.on_conflict_do_update(
-        index_elements=list(heartbeats.primary_key),
+        index_elements=list(table.primary_key),
         set_={name: made.excluded[name] for name in names},
-        where=made.excluded.attempt >= heartbeats.c.attempt,
+        where=made.excluded.attempt >= table.c.attempt,
     )
 
 

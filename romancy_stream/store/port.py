@@ -185,17 +185,24 @@ class Store(Protocol):
     # -- long attempts
     async def beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
         """A heartbeat, at the database's time. False: the engine has given up on the activity (it was cancelled, or
-        ended otherwise), so the attempt may stop."""
+        ended otherwise), or a later attempt has begun, so this one may stop."""
         ...
 
     async def heartbeats(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Heartbeat]: ...
     async def detach(self, attempts: Sequence[Detached], lease_s: float) -> None:
-        """Records the attempts and renews the lease of their incarnation, in one transaction."""
+        """Records the attempts and renews the lease of their incarnation, in one transaction. Changes nothing where a
+        later attempt is detached."""
         ...
 
     async def renew_lease(self, incarnation: str, lease_s: float) -> None: ...
-    async def attach(self, keys: Sequence[ActivityKey]) -> None:
-        """Forgets detached attempts: they have ended, or were dispatched again."""
+    async def attach(self, attempts: Sequence[Detached]) -> None:
+        """Forgets detached attempts: they have ended, or were dispatched again. Not where another worker, or another
+        attempt, is in their place by now."""
+        ...
+
+    async def detached(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Detached]: ...
+    async def given_up(self, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
+        """Those that the engine has closed, or that went with their instance."""
         ...
 
     async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:

@@ -33,7 +33,7 @@ async def test_a_heartbeat_replaces_the_one_before(store: SqlStore) -> None:
 async def test_an_attempt_that_was_overtaken_does_not_beat_for_the_later_one(store: SqlStore) -> None:
     assert await store.beat(KEY, 2, b'"second"')
     second = await store.heartbeats([KEY])
-    assert await store.beat(KEY, 1, b'"first"')
+    assert not await store.beat(KEY, 1, b'"first"')
     assert await store.heartbeats([KEY]) == second
     assert await store.beat(KEY, 3, b'"third"')
     assert (await store.heartbeats([KEY]))[KEY].attempt == 3
@@ -51,6 +51,9 @@ async def test_an_attempt_hears_that_it_was_given_up(store: SqlStore) -> None:
     assert await store.heartbeats([buried]) == {}
     assert await store.beat(ActivityKey("o-2", 3, "copy:1"), 1, None)  # of a run after the deletion
     assert await store.beat(OTHER, 1, None)
+    later = ActivityKey("o-2", 3, "copy:1")
+    assert await store.given_up([KEY, OTHER, buried, later]) == {KEY, buried}
+    assert await store.given_up([]) == set()
 
 
 async def test_detached_attempts_lapse_with_their_lease(store: SqlStore) -> None:
@@ -66,7 +69,7 @@ async def test_detached_attempts_lapse_with_their_lease(store: SqlStore) -> None
     assert await store.lapsed([0, 1, 2, 3], 10) == []
     await execute(store, "DELETE FROM romancy_leases")
     assert await store.lapsed([0, 1, 2, 3], 10) == [first, second, elsewhere]
-    await store.attach([KEY, elsewhere.key, ActivityKey("unknown", 1, "x")])
+    await store.attach([first, elsewhere, Detached(ActivityKey("unknown", 1, "x"), 1, 0, "worker-a")])
     await store.attach([])
     assert await store.lapsed([0, 1, 2, 3], 10) == [second]
 
@@ -77,6 +80,12 @@ async def test_an_attempt_detached_again_belongs_to_the_later_worker(store: SqlS
     assert await store.lapsed([0], 10) == [Detached(KEY, 2, 0, "worker-b")]
     await store.detach([], 60)
     assert [row[0] for row in await rows(store, tables.leases)] == ["worker-a", "worker-b"]
+    await store.detach([Detached(KEY, 1, 0, "worker-a")], 60)  # it woke up late
+    assert await store.detached([KEY, OTHER]) == {KEY: Detached(KEY, 2, 0, "worker-b")}
+    await store.attach([Detached(KEY, 1, 0, "worker-a"), Detached(KEY, 2, 0, "worker-a")])
+    assert await store.detached([KEY]) == {KEY: Detached(KEY, 2, 0, "worker-b")}
+    await store.attach([Detached(KEY, 2, 0, "worker-b")])
+    assert await store.detached([KEY]) == await store.detached([]) == {}
 
 
 async def test_a_lease_runs_on_the_databases_clock(store: SqlStore) -> None:
@@ -110,7 +119,8 @@ async def test_many_workers_at_once_do_not_stand_in_each_others_way(store: SqlSt
         calls += [side.detach([Detached(each, 1, 0, f"worker-{n}") for each in (keys[n - 1], key)], 60)]
     await asyncio.gather(*calls)
     assert len(await store.heartbeats(keys)) == len(await rows(store, tables.detached)) == 40
-    await asyncio.gather(store.attach(keys), second.attach(keys[::-1]))
+    found = list((await store.detached(keys)).values())
+    await asyncio.gather(store.attach(found), second.attach(found[::-1]))
     assert await rows(store, tables.detached) == []
 
 
