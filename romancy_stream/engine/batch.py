@@ -4,6 +4,7 @@ between, outbox positions in the order of decision."""
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -74,6 +75,7 @@ class Batch:
     left: list[Entry] = field(default_factory=list)  # runs that another run of the same instance has followed
     entities: dict[str, Entity] = field(default_factory=dict)
     intake: dict[tuple[int, str], int] = field(default_factory=dict)
+    stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     topics: Topics = field(init=False)
     source: str = field(init=False)
     time: str = field(init=False)
@@ -205,6 +207,9 @@ class Batch:
         """Tells who sent a command what came of it. `data`: JSON `{"ok": true, ...}` or `{"error": {...}}`."""
         told = outgoing.answered(self.source, command, key, data, self.time)
         self.send(part, self.topics.events, key, told, part)
+
+    def deletes(self, instance_id: str) -> bool:
+        return any(tombstone.instance_id == instance_id for tombstone in self.commit.deleted)
 
     def mark(self, part: int) -> Partition:
         partition = self.marked.get(part)

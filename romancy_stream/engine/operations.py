@@ -104,7 +104,7 @@ def outlived(core: EngineCore, batch: Batch, each: Outlived) -> None:
 
 def _deleted(core: EngineCore, batch: Batch, instance_id: str) -> bool:
     row = core.loaded.instances.get(instance_id)
-    if row is None or instance_id in batch.touched or any(t.instance_id == instance_id for t in batch.commit.deleted):
+    if row is None or instance_id in batch.touched or batch.deletes(instance_id):
         return False
     batch.mark(row.part)
     batch.commit.deleted.append(
@@ -197,7 +197,7 @@ def _go_on(
         core.restart(batch, replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us), part)
         return run
     new = core.renew(batch, copies, part)
-    _ask_again(batch, new, copies)
+    _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
     if again is None:
         core.awake(batch, new)
     else:

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from romancy_stream.engine import history as h
-from romancy_stream.engine import outgoing
+from romancy_stream.engine import answers, outgoing
 from romancy_stream.engine.batch import Batch
-from romancy_stream.engine.commit import Rejection
+from romancy_stream.engine.commit import CANCELLED, COMPLETED, FAILED, FINISHED, InstanceRow, Rejection
+from romancy_stream.engine.definitions import WorkflowDef
+from romancy_stream.engine.failure import rejection_of
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
+from romancy_stream.engine.intake import digest
+from romancy_stream.engine.loop import LATEST_US
+from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.parameters import MAX_NAME_CHARS
 from romancy_stream.errors import InvalidInputError, PayloadError
 from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import parse_time
 from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.malformed import BAD_ATTRIBUTE
 
 if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
 
-FIRST_RUN = 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+REJECT_DUPLICATE: Final = "reject_duplicate"
+_REUSED: Final[Mapping[str, frozenset[str]]] = {
+    "allow_failed": frozenset({FAILED, CANCELLED}),
+    "allow_finished": frozenset({COMPLETED, FAILED, CANCELLED}),
+}
+"""Value of the attribute X_REUSE -> how an instance must have ended for a start to begin another run of it."""
 
 
 class Starts:
@@ -54,11 +69,50 @@ class Starts:
         if part != received.record.partition:
             batch.forward(received.record.partition, instance_id, event)
             return
-        existing = self._core.exists(instance_id)
-        if existing is not None:
-            self._exists(batch, part, instance_id, workflow, event, existing)
+        if batch.deletes(instance_id):  # one commit cannot do both: afterwards
+            batch.forward(part, instance_id, event)
             return
-        self._start(batch, received, part, instance_id, workflow, event)
+        if self._core.exists(instance_id) is None and self._deleted(instance_id, event):
+            self._core.stats["duplicate_start"] += 1
+        elif self._stands(batch, part, instance_id, workflow, event):
+            self._start(batch, received, part, instance_id, workflow, event)
+
+    def _deleted(self, instance_id: str, event: WireEvent) -> bool:
+        """Whether this very event started an instance that is gone."""
+        tombstone = self._core.loaded.tombstones.get(instance_id)
+        return tombstone is not None and (tombstone.event_source, tombstone.event_id) == (event.source, event.id)
+
+    # -- an id that may be taken ---------------------------------------------------------------------------------
+    def _stands(self, batch: Batch, part: int, instance_id: str, workflow: str, event: WireEvent) -> bool:
+        """Whether the id is there for this start to take."""
+        reuse = event.extensions.get(w.X_REUSE)
+        # Events of earlier runs are in no row any more.
+        again = reuse is not None and not self._core.first_seen(batch, part, digest("start", event))
+        row = self._row(instance_id)
+        if row is None:
+            return not again
+        refusal = None
+        if again or (row.event_source, row.event_id) == (event.source, event.id):
+            self._core.stats["duplicate_start"] += 1
+        elif row.workflow != workflow:
+            refusal = f"instance {instance_id} exists and is one of workflow {row.workflow!r}, not {workflow!r}"
+        elif row.status in FINISHED and row.status in _REUSED.get(reuse or "", ()):
+            return True
+        elif row.status in FINISHED and reuse == REJECT_DUPLICATE:
+            refusal = f"instance {instance_id} exists: it is {row.status}"
+        elif event.extensions.get(w.X_CONFLICT) == "fail":
+            refusal = f"instance {instance_id} exists"
+        else:
+            self._core.stats["duplicate_start"] += 1
+        if refusal is not None:
+            self._tell(batch, part, instance_id, workflow, event, "instance_exists", refusal, b"[]")
+        elif reuse is not None:
+            answers.done(batch, part, event, run=row.run, started=False)
+        return False
+
+    def _row(self, instance_id: str) -> InstanceRow | None:
+        entry = self._core.entry(instance_id)
+        return self._core.loaded.instances.get(instance_id) if entry is None else entry.state.row()
 
     def _unwanted(self, batch: Batch, received: Received, event: WireEvent) -> None:
         if event.type == w.START:
@@ -78,33 +132,70 @@ class Starts:
             self._tell(batch, part, instance_id, workflow, event, "instance_exists", message, b"[]")
         self._core.stats["duplicate_start"] += 1
 
+    # -- starting ------------------------------------------------------------------------------------------------
     def _start(
         self, batch: Batch, received: Received, part: int, instance_id: str, workflow: str, event: WireEvent
     ) -> None:
-        definition = self._core.workflows.get(workflow)
-        if definition is None:
-            message = f"no workflow named {workflow!r} is registered; known: {', '.join(sorted(self._core.workflows))}"
-            self._reject(batch, received, instance_id, workflow, event, "unknown_workflow", message, b"[]")
+        refused = self._refusal(event, workflow)
+        if refused is not None:
+            self._reject(batch, received, instance_id, workflow, event, *refused, b"[]")
             return
-        try:
-            arguments = definition.decode(self._core.opened(event.data))
-            payload = self._core.sealed(batch, event.data or b"null", f"the input of {workflow}")
-        except PayloadError as error:
-            self._reject(batch, received, instance_id, workflow, event, "unreadable_input", str(error), b"[]")
-            return
-        except InvalidInputError as error:
-            errors = orjson.dumps(error.errors)
-            self._reject(batch, received, instance_id, workflow, event, "invalid_input", str(error), errors)
-            return
-        batch.rejections.pop(instance_id, None)
-        if instance_id in self._core.loaded.rejections:
-            batch.accepted.add(instance_id)
-        attrs = {"workflow": workflow, "event_source": event.source, "event_id": event.id}
+        attrs: dict[str, Any] = {"event_source": event.source, "event_id": event.id}
         for name, key in ((w.X_CORRELATION, "correlation_id"), ("traceparent", "traceparent")):
             if name in event.extensions:
                 attrs[key] = event.extensions[name]
-        started = HistoryEvent(instance_id, FIRST_RUN, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, payload)
-        self._core.begin(batch, started, part, arguments)
+        if w.X_BEGIN in event.extensions:
+            attrs["begin_us"] = begin_us(event.extensions[w.X_BEGIN])
+        try:
+            run = self._begin(batch, part, instance_id, workflow, event.data, attrs)
+        except PayloadError as error:
+            self._reject(batch, received, instance_id, workflow, event, "unreadable_input", str(error), b"[]")
+        except InvalidInputError as error:
+            errors = orjson.dumps(error.errors)
+            self._reject(batch, received, instance_id, workflow, event, "invalid_input", str(error), errors)
+        else:
+            if w.X_REUSE in event.extensions:
+                answers.done(batch, part, event, run=run, started=True)
+
+    def _refusal(self, event: WireEvent, workflow: str) -> tuple[str, str] | None:
+        """Reason and message."""
+        if workflow not in self._core.workflows:
+            return "unknown_workflow", self.nobody_has(workflow)
+        begin, reuse = event.extensions.get(w.X_BEGIN), event.extensions.get(w.X_REUSE)
+        if begin is not None and begin_us(begin) is None:
+            return BAD_ATTRIBUTE, f"{w.X_BEGIN} must be a time with its offset (RFC 3339), not {begin!r}"
+        if reuse is not None and reuse not in (*_REUSED, REJECT_DUPLICATE):
+            return BAD_ATTRIBUTE, f"{w.X_REUSE} must be one of {', '.join((*_REUSED, REJECT_DUPLICATE))}, not {reuse!r}"
+        return None
+
+    def nobody_has(self, workflow: str) -> str:
+        known = sorted(name for name in self._core.workflows if not name.startswith(w.RESERVED_PREFIX))
+        return f"no workflow named {workflow!r} is registered; known: {', '.join(known)}"
+
+    def child(
+        self, batch: Batch, mail: Mail, workflow: str, parent: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> None:
+        """A start by a parent, of a workflow that is known and an id that is free. InvalidInputError, PayloadError."""
+        event_id = outgoing.short_id(f"{parent['id']}/{parent['run']}/{parent['ref']}")
+        attrs = {"event_source": batch.source, "event_id": event_id, "parent": parent, **given}
+        self._begin(batch, self._core.part_of(mail.to), mail.to, workflow, mail.payload, attrs)
+
+    def _begin(
+        self, batch: Batch, part: int, instance_id: str, workflow: str, data: bytes | None, given: Mapping[str, Any]
+    ) -> int:
+        """The first run, or one more of an instance that has ended or is gone. InvalidInputError, PayloadError: it
+        does not begin."""
+        core = self._core
+        arguments = core.workflows[workflow].decode(core.opened(data))
+        payload = core.sealed(batch, data or b"null", f"the input of {workflow}")
+        batch.rejections.pop(instance_id, None)
+        if instance_id in core.loaded.rejections:
+            batch.accepted.add(instance_id)
+        attrs = {"workflow": workflow, **begun_with(core.workflows[workflow]), **given}
+        run = core.next_run(batch, instance_id)
+        started = HistoryEvent(instance_id, run, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, payload)
+        core.begin(batch, started, part, arguments)
+        return run
 
     def refuse(self, batch: Batch, received: Received, event: WireEvent, reason: str, message: str) -> None:
         """A message that cannot be dealt with, for a reason that is not its own."""
@@ -155,8 +246,24 @@ class Starts:
     ) -> None:
         head = orjson.dumps({"reason": reason, "message": message})
         data = head[:-1] + b',"errors":' + errors + b"}"
+        if w.X_REUSE in event.extensions:
+            answers.refused(batch, part, event, rejection_of(reason, message, orjson.loads(errors)))
         told = outgoing.rejected(batch.source, event, instance_id, workflow, data, batch.time)
         batch.send(part, batch.topics.events, instance_id, told, part)
+
+
+def begun_with(definition: WorkflowDef) -> dict[str, Any]:
+    """Attributes of `workflow.started` that come from the code: a run keeps to them."""
+    version = {} if definition.version is None else {"version": definition.version}
+    return {"rules": h.RULES, **version}
+
+
+def begin_us(text: str) -> int | None:
+    """Of an attribute that somebody else wrote."""
+    moment = parse_time(text)
+    if moment is None:
+        return None
+    return min((moment - _EPOCH) // timedelta(microseconds=1), LATEST_US)
 
 
 def derived_id(workflow: str, source: str, event_id: str) -> str:
