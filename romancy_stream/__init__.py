@@ -21,6 +21,7 @@ from romancy_stream.errors import (
     DuplicateActivityIdError,
     EmbeddedBrokerInUseError,
     EngineError,
+    EventTimeoutError,
     FencedError,
     HistoryTooLongError,
     InstanceExistsError,
@@ -52,6 +53,7 @@ from romancy_stream.errors import (
     WorkflowFailedError,
     WorkflowIOError,
 )
+from romancy_stream.events import EventType, ReceivedEvent
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
@@ -81,6 +83,8 @@ __all__ = [
     "DuplicateActivityIdError",
     "EmbeddedBrokerInUseError",
     "EngineError",
+    "EventTimeoutError",
+    "EventType",
     "FencedError",
     "Handle",
     "HistoryEntry",
@@ -100,6 +104,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "ReadOnlyError",
+    "ReceivedEvent",
     "RecordRefusedError",
     "Registry",
     "RetryExhaustedError",

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from romancy_stream.engine.definitions import Publication, Scope
+from romancy_stream.engine.matching import checked_match
 from romancy_stream.engine.payload import encode_data
+from romancy_stream.events import EventType, ReceivedEvent, checked_type, received
 from romancy_stream.wire.event import RESERVED_PREFIX
+
+if TYPE_CHECKING:
+    from romancy_stream.activity import Activity
+
+P = ParamSpec("P")
+M = TypeVar("M")
+M = TypeVar("M")
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A thousand years: due times stay within what datetime and a BIGINT hold.
@@ -65,6 +75,127 @@ class WorkflowContext:
             raise ValueError(f"sleep_until needs an aware datetime, {moment!r} has no time zone")
         await self._scope.start_timer((moment - EPOCH) // _US)
 
+    @overload
+    async def wait_event(
+        self,
+        type: EventType[M],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: None = None,
+    ) -> ReceivedEvent[M]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str,
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: None = None,
+    ) -> ReceivedEvent[Any]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: type[M],
+    ) -> ReceivedEvent[M]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: Any,
+    ) -> ReceivedEvent[Any]: ...
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: Any = None,
+    ) -> ReceivedEvent[Any]:
+        """An event of this type that names this instance, or whose data has the values of `match`: `{"order_id": "o-1",
+        "customer.country": "DE"}`. `timeout` in seconds, or a timedelta: EventTimeoutError. `model`: the type of the
+        data, that of `app.event` by default; PayloadError when it does not fit. ValueError for a wrong match."""
+        waits, name = self._scope.waits, type.type if isinstance(type, EventType) else checked_type(type)
+        timeout_us = None if timeout is None else _duration_us(timeout, "timeout")
+        arrived = await waits.wait(name, checked_match(match), timeout_us)
+        if model is None:
+            model = (type.model if isinstance(type, EventType) else None) or waits.models.get(name)
+        return received(arrived.attrs, arrived.data, model)
+
+    @overload
+    async def wait_event(
+        self,
+        type: EventType[M],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: None = None,
+    ) -> ReceivedEvent[M]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str,
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: None = None,
+    ) -> ReceivedEvent[Any]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: type[M],
+    ) -> ReceivedEvent[M]: ...
+    @overload
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: Any,
+    ) -> ReceivedEvent[Any]: ...
+    async def wait_event(
+        self,
+        type: str | EventType[Any],
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        model: Any = None,
+    ) -> ReceivedEvent[Any]:
+        """An event of this type that names this instance, or whose data has the values of `match`: `{"order_id": "o-1",
+        "customer.country": "DE"}`. `timeout` in seconds, or a timedelta: EventTimeoutError. `model`: the type of the
+        data, that of `app.event` by default; PayloadError when it does not fit. ValueError for a wrong match."""
+        waits, name = self._scope.waits, type.type if isinstance(type, EventType) else checked_type(type)
+        timeout_us = None if timeout is None else _duration_us(timeout, "timeout")
+        arrived = await waits.wait(name, checked_match(match), timeout_us)
+        if model is None:
+            model = (type.model if isinstance(type, EventType) else None) or waits.models.get(name)
+        return received(arrived.attrs, arrived.data, model)
+
+    async def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Ends this run and begins the next one, under the same id, with this input: the workflow's own parameters.
+        Whoever waits for the instance waits on. Call it in the workflow's own task, not in one that it has made:
+        RuntimeError. TypeError for a call that does not fit the parameters, PayloadError."""
+        self._scope.recur(args, kwargs)
+
+    def on_rollback(self, activity: Activity[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Should this run fail or be cancelled, the activity runs with these arguments: among the compensations of
+        activities, the last one first. TypeError for a wrong call, PayloadError."""
+        if not hasattr(activity, "call_with"):
+            raise TypeError(f"on_rollback takes an activity (decorate it as one), not {activity!r}")
+        self._scope.register_compensation(activity.call_with(activity.parameters.encode_call(args, kwargs)))
+
     def publish_event(
         self,
         *,
@@ -89,13 +220,13 @@ def publication(type: str, data: Any, source: str | None, subject: str | None, t
     return Publication(type, encode_data(data, f"data of event {type!r}"), source, subject, topic)
 
 
-def _duration_us(duration: float | timedelta) -> int:
+def _duration_us(duration: float | timedelta, what: str = "sleep") -> int:
     if isinstance(duration, timedelta):
         us = duration // _US
     elif math.isfinite(duration):
         us = round(duration * 1_000_000)
     else:
-        raise ValueError(f"a sleep must be finite, not {duration!r}")
+        raise ValueError(f"a {what} must be finite, not {duration!r}")
     if us > LONGEST_SLEEP_US:
-        raise ValueError(f"a sleep may last {LONGEST_SLEEP_US // 1_000_000:,} s at most, not {duration!r}")
+        raise ValueError(f"a {what} may last {LONGEST_SLEEP_US // 1_000_000:,} s at most, not {duration!r}")
     return max(0, us)

@@ -29,6 +29,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── ChildWorkflowError                 what a parent sees of a child that failed; the cause is the child's error
     │   └── ChildCancelledError            or was cancelled
     ├── HistoryTooLongError                a run has more events than it may have: see ctx.recur
+    ├── EventTimeoutError                  ctx.wait_event: no such event in time
     ├── ActivityError                      an activity's error whose class is not importable here
     │   ├── RetryExhaustedError
     │   ├── ActivityTimeoutError
@@ -220,6 +221,12 @@ class HistoryTooLongError(RomancyError):
     """Replay reads all of a run's history. A workflow that goes on and on ends its runs with `ctx.recur`."""
 
     code = "history_too_long"
+
+
+class EventTimeoutError(RomancyError):
+    """The wait is withdrawn: an event that comes later finds another wait, or none."""
+
+    code = "event_timeout"
 
 
 class ActivityError(RomancyError):

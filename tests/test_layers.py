@@ -24,7 +24,7 @@ import pytest
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "ids", "contract"}
-DEFINITIONS = {"context", "workflow", "activity", "registry"}
+DEFINITIONS = {"events", "context", "workflow", "activity", "registry"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
@@ -34,7 +34,8 @@ MAY_USE: dict[str, set[str]] = {
     "contract": {"errors"},
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
-    "context": {"errors", "engine", "wire"},
+    "events": {"engine", "wire"},
+    "context": {"errors", "engine", "wire", "events"},
     "workflow": {"errors", "engine", "context"},
     "activity": {"errors", "retry", "engine", "context"},
     "registry": {"errors", "workflow", "activity"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -75,6 +76,7 @@ class Batch:
     left: list[Entry] = field(default_factory=list)  # runs that another run of the same instance has followed
     entities: dict[str, Entity] = field(default_factory=dict)
     intake: dict[tuple[int, str], int] = field(default_factory=dict)
+    stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     topics: Topics = field(init=False)
     source: str = field(init=False)

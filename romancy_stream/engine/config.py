@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from romancy_stream.engine.sealing import PLAIN, Sealing
 from romancy_stream.retry import RetryPolicy
@@ -21,14 +21,16 @@ HISTORY_LIMIT: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
-    """`event_keys`: event type -> the field of its data by which it finds who waits for it. `event_ttl_s`: how long an
-    event is kept that nobody waits for yet. `channel_retention_s`: a message that nobody takes."""
+    """`event_keys`: event type -> the field of its data by which it finds who waits for it; `event_models`: event type
+    -> the type of its data. `event_ttl_s`: how long an event is kept that nobody waits for yet, 0: not at all.
+    `channel_retention_s`: a message that nobody takes."""
 
     namespace: str
     partitions: int
     default_policy: RetryPolicy
     cached_instances: int = CACHED_INSTANCES
     event_keys: Mapping[str, str | None] = field(default_factory=dict)
+    event_models: Mapping[str, Any] = field(default_factory=dict)
     event_ttl_s: float = EVENT_TTL_S
     channel_retention_s: float = CHANNEL_RETENTION_S
     history_warning: int = HISTORY_WARNING

@@ -34,6 +34,7 @@ from romancy_stream.engine.inputs import (
     Unpark,
 )
 from romancy_stream.engine.instance import Command, LiveInstance, deliver_late, replay
+from romancy_stream.engine.intake import digest
 from romancy_stream.engine.loop import StepTooLong, stepping_aside
 from romancy_stream.engine.mail import read
 from romancy_stream.engine.projection import USER_TIMER
@@ -292,7 +293,7 @@ class EngineCore:
             batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
         elif self.part_of(event.subject) != part:
             batch.forward(part, event.subject, event)
-        elif self.first_seen(batch, part, features.digest("command", event)):
+        elif self.first_seen(batch, part, digest("command", event)):
             features.COMMANDS[event.type](self, batch, received, event, self._cache.get(event.subject))
 
     def first_seen(self, batch: Batch, part: int, digest: str) -> bool:
@@ -402,6 +403,7 @@ class EngineCore:
     def _live(self, definition: WorkflowDef, instance_id: str, run: int) -> LiveInstance:
         live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
         live.known = self.loaded.blobs
+        live.waits.keys, live.waits.models = self.config.event_keys, self.config.event_models
         return live
 
     def deliver(
@@ -530,6 +532,7 @@ class EngineCore:
     def _after(self, batch: Batch) -> None:
         """Finished and parked instances leave; the cache goes back to its size."""
         self.stats["history_large"] += batch.grown
+        self.stats.update(batch.stats)
         for instance_id, entry in batch.touched.items():
             if entry.state.finished is not None or entry.state.parked is not None:
                 self._evict(entry)

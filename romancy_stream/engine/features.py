@@ -13,7 +13,6 @@ A new capability is a module with its tables here and, for what live code sees o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +24,7 @@ from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received, TimerDue
 from romancy_stream.engine.instance import Command
+from romancy_stream.engine.intake import digest
 from romancy_stream.engine.mail import Mail
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
@@ -75,11 +75,6 @@ def entities_of(config: CoreConfig, event: WireEvent) -> Iterable[str]:
     if event.type.startswith(w.RESERVED_PREFIX):
         return channels.entities_of(event)
     return correlation.entities_of(config, event)
-
-
-def digest(scope: str, event: WireEvent) -> str:
-    """Of a message from outside, which its source and id identify, and what it was taken in for."""
-    return hashlib.sha256(f"{scope}\0{event.source}\0{event.id}".encode()).hexdigest()
 
 
 def digests_of(event: WireEvent) -> Iterable[str]:

@@ -155,8 +155,10 @@ class HistoryEvent:
     compensation.scheduled, .completed, .failed  as those of activities; ref: that of the activity it undoes
     timer.started            due_us
     event.published          type, source, subject, topic, id
-    wait.started             type, match
-    event.received           type, source, id, subject, time, extensions; ref: the wait, None: for the mailbox
+    wait.started             type, entity (where events for it are), match where given
+    wait.cancelled           type, entity
+    event.received           type, source, id; subject, time, extensions where given; ref: the wait, None: for the
+                             mailbox, where it stays until_us
     channel.subscribed       channel, mode; ref: the subscription
     channel.joined           channel, mode
     channel.refused          channel, mode; code, message

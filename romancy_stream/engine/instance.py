@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import field, replace
+from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from uuid import UUID
+
+import orjson
 
 from romancy_stream.engine import children, handlers, subscriptions, waits
 from romancy_stream.engine import history as h
@@ -26,13 +29,16 @@ from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
 from romancy_stream.engine.subscriptions import Subscriptions
 from romancy_stream.engine.waits import Waits
-from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadTooLargeError
+from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadTooLargeError, ReadOnlyError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire.value import value
 
 ACTIVITY_ID_CHARS: Final = 200
 """Leaves room in a 255 character database key for the prefixes of the engine's own timers."""
-
+ROLLBACK: Final = "rollback:"
+"""How the ids of compensations begin that were registered by hand."""
+CANCELLED_ACTIVITIES: Final = 2
+"""The first of `history.RULES` by which a cancelled activity is recorded."""
 
 SEALED: Final = frozenset(
     {
@@ -48,6 +54,14 @@ SEALED: Final = frozenset(
 """Commands whose payload is sealed. Published events are for others to read, and errors for people."""
 
 
+BY_ENGINE: Final = "by_engine"
+"""Attribute of an end that the code did not ask for."""
+
+
+class Recurred(BaseException):
+    """Ends the coroutine of a run that another one follows. Not an Exception: user code must not catch it."""
+
+
 @value
 class Command:
     """What the code asked for; it becomes a history event as it stands."""
@@ -58,7 +72,7 @@ class Command:
     payload: bytes | None = None
 
     def __str__(self) -> str:
-        what = self.attrs.get("name") or self.attrs.get("type")
+        what = self.attrs.get("name") or self.attrs.get("type") or self.attrs.get("workflow")
         return " ".join(part for part in (self.kind, self.ref, f"({what})" if what else None) if part)
 
 
@@ -84,12 +98,18 @@ class LiveInstance:
         self._loop = WorkflowLoop(self, f"{instance_id}/{run}")  # type: ignore[abstract]  # the other methods refuse
         self._main: asyncio.Task[bytes] | None = None
         self._commands: list[Command] = []
+        self._fresh: set[tuple[str, str]] = set()  # kind and ref of those
+        self._rules = 1
+        self._cancel: dict[str, Any] | None = None
         self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
         self._timers: dict[str, WorkflowTimer] = {}
         self._ids: set[str] = set()
         self._counters: dict[str, int] = {}
         self._random: Random | None = None
         self.arguments: Any = None  # decoded already, by who accepted the start
+        self.following: Any = None  # arguments of the run that follows this one
+        self.following_input: bytes | None = None
+        self._ended = False
         self._waits = Waits(self)
         self._subscriptions = Subscriptions(self)
         self._handlers = Handlers(self)
@@ -131,6 +151,30 @@ class LiveInstance:
     def schedule_activity(self, call: ActivityCall) -> asyncio.Future[bytes | None]:
         future = self._loop.create_future()  # first: it refuses an eviction
         activity_id = self._take_id(call)
+        attrs = self._attrs(call)
+        if call.total_timeout_s is not None:
+            attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
+        if call.undo is not None:
+            what = f"{self.workflow_name}: compensation of {activity_id}"
+            args = self._sealing.seal(call.undo.call.args, what, self.blobs).decode()
+            undo = {**self._attrs(call.undo.call), "wants_result": call.undo.wants_result}
+            attrs["compensate"] = {"args": args, "attrs": undo}
+        self._waiting[activity_id] = future
+        self.emit(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args)
+        if self._rules >= CANCELLED_ACTIVITIES:
+            future.add_done_callback(partial(self._activity_left, activity_id))
+        return future
+
+    def register_compensation(self, call: ActivityCall) -> None:
+        self._loop.create_future()  # it refuses an eviction
+        ref = f"{ROLLBACK}{self.count(ROLLBACK)}"
+        while ref in self._ids:  # taken by a manual id
+            ref = f"{ROLLBACK}{self.count(ROLLBACK)}"
+        self._ids.add(ref)
+        self.emit(h.COMPENSATION_REGISTERED, ref, {**self._attrs(call), "wants_result": False}, call.args)
+
+    def _attrs(self, call: ActivityCall) -> dict[str, Any]:
+        """What history keeps of how an activity is to be run."""
         policy = call.policy or self._default_policy
         attrs: dict[str, Any] = {"name": call.name, "queue": call.queue}
         if policy != FRAMEWORK_DEFAULT:
@@ -139,14 +183,11 @@ class LiveInstance:
             attrs["timeout_s"] = call.timeout_s
         if call.total_timeout_s is not None:
             attrs["total_timeout_s"] = call.total_timeout_s
-            attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
         if call.heartbeat_timeout_s is not None:
             attrs["heartbeat_timeout_s"] = call.heartbeat_timeout_s
         if call.priority is not None:
             attrs["priority"] = call.priority
-        self._waiting[activity_id] = future
-        self.emit(h.ACTIVITY_SCHEDULED, activity_id, attrs, call.args)
-        return future
+        return attrs
 
     def _take_id(self, call: ActivityCall) -> str:
         activity_id = call.activity_id
@@ -168,18 +209,23 @@ class LiveInstance:
     def emit(
         self, kind: str, ref: str | None = None, attrs: dict[str, Any] | None = None, payload: bytes | None = None
     ) -> None:
-        """A command. Raises PayloadTooLargeError."""
+        """A command. Raises PayloadTooLargeError, ReadOnlyError."""
+        if self._loop.read_only:
+            raise ReadOnlyError(f"{kind} {ref or ''}: queries, validators and conditions may only look at a workflow")
         if payload is not None and kind in SEALED:
             payload = self._sealing.seal(payload, f"{self.workflow_name}: {kind} {ref or ''}", self.blobs)
         self._commands.append(Command(kind, ref, attrs or {}, payload))
+        if ref is not None:
+            self._fresh.add((kind, ref))
 
     def take_back(self, kind: str, ref: str) -> bool:
         """Removes a command of this step that nobody has seen yet, and says whether there was one."""
-        for index, command in enumerate(self._commands):
-            if command.kind == kind and command.ref == ref:
-                del self._commands[index]
-                return True
-        return False
+        if (kind, ref) not in self._fresh:
+            return False
+        self._fresh.remove((kind, ref))
+        index = next(i for i, command in enumerate(self._commands) if command.kind == kind and command.ref == ref)
+        del self._commands[index]
+        return True
 
     def count(self, name: str) -> int:
         """1, 2, 3 ... for each name. Names of the engine's own end with a colon."""
@@ -207,6 +253,14 @@ class LiveInstance:
                 attrs[name] = value
         self.emit(h.EVENT_PUBLISHED, f"event:{self.count('event:')}", attrs, publication.data)
 
+    def recur(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+        self._loop.create_future()  # it refuses an eviction
+        if self._main is None or asyncio.current_task() is not self._main:
+            raise RuntimeError("recur ends the workflow: call it in the workflow's own task, not in one it has made")
+        self.following_input = self._definition.encode(*args, **kwargs) or b"null"
+        self.following = self._definition.decode(self.following_input)
+        raise Recurred
+
     # -- TimerHost -----------------------------------------------------------------------------------------------
     def timer_started(self, handle: WorkflowTimer) -> None:
         handle.timer_id = timer_id = f"{USER_TIMER}{self.count(USER_TIMER)}"
@@ -224,6 +278,8 @@ class LiveInstance:
     def deliver(self, event: HistoryEvent) -> list[Command]:
         """Runs the code on one input until it waits again. InvalidInputError: the input of `workflow.started` no
         longer fits the code. StepTooLong: the code does not come to rest."""
+        if self._ended:
+            return []  # one of several inputs that waited for a parked instance, behind the one that it ended with
         self._loop.now_us = event.at_us
         if event.payload is not None and is_sealed(event.payload):
             event = replace(event, payload=self._sealing.open(event.payload, self.known))
@@ -231,11 +287,17 @@ class LiveInstance:
         set_current_scope(self)
         try:
             self._loop.run_until_idle()
+            self._handlers.settle()
         finally:
             set_current_scope(None)
         if self._main is not None and self._main.done():
+            self._ended = True
             self._end(self._outcome(self._main))
+        elif self._handlers.failure is not None:
+            self._ended = True
+            self._end(Command(h.WORKFLOW_FAILED, payload=encode_error(self._handlers.failure, retryable=False)))
         commands, self._commands = self._commands, []
+        self._fresh.clear()
         return commands
 
     def _end(self, command: Command) -> None:
@@ -253,18 +315,42 @@ class LiveInstance:
             set_current_scope(None)
 
     def _started(self, event: HistoryEvent) -> None:
+        self._rules = event.attrs.get("rules", 1)
         arguments, self.arguments = self.arguments, None
         if arguments is None:
             arguments = self._definition.decode(event.payload)
+        self._waits.begin(event.attrs.get("mailbox", {}).get("events", []))
         set_current_scope(self)
         coro = self._definition.invoke(self, arguments)
+        begin_us = event.attrs.get("begin_us", 0)
+        if begin_us > event.at_us:
+            coro = self._later(begin_us, coro)
         self._main = self._loop.create_task(coro, name=self.instance_id, context=Context())
+
+    async def _later(self, begin_us: int, coro: Coroutine[Any, Any, bytes]) -> bytes:
+        try:
+            await self.start_timer(begin_us)
+        except BaseException:
+            coro.close()  # it never began
+            raise
+        return await coro
 
     def _activity_completed(self, event: HistoryEvent) -> None:
         assert event.ref is not None
         future = self._waiting.pop(event.ref, None)
         if future is not None and not future.done():
             future.set_result(event.payload)
+
+    def _activity_left(self, activity_id: str, future: asyncio.Future[bytes | None]) -> None:
+        """Its future is done. When the code has cancelled it: nobody waits for the activity any more."""
+        if future.cancelled() and self._waiting.pop(activity_id, None) is not None:
+            if not self.take_back(h.ACTIVITY_SCHEDULED, activity_id):
+                self.emit(h.ACTIVITY_CANCELLED, activity_id)
+
+    def _cancel_requested(self, event: HistoryEvent) -> None:
+        assert self._main is not None
+        self._cancel = event.attrs
+        self._main.cancel(event.attrs["reason"])
 
     def _activity_failed(self, event: HistoryEvent) -> None:
         assert event.ref is not None
@@ -280,14 +366,22 @@ class LiveInstance:
             handle.timer_id = None
             self._loop.fire(handle)
 
-    @staticmethod
-    def _outcome(main: asyncio.Task[bytes]) -> Command:
+    def _carried(self) -> dict[str, Any]:
+        """What the next run gets of this one, beside its input."""
+        mailbox = {name: left for name, left in (("events", self._waits.left()),) if left}
+        return {"mailbox": mailbox} if mailbox else {}
+
+    def _outcome(self, main: asyncio.Task[bytes]) -> Command:
         if main.cancelled():
+            if self._cancel is not None:
+                return cancellation(self._cancel)
             error: BaseException | None = asyncio.CancelledError("the workflow's own code cancelled it")
         else:
             error = main.exception()
         if error is None:
             return Command(h.WORKFLOW_COMPLETED, payload=main.result())
+        if _is_recurring(error):
+            return Command(h.WORKFLOW_RECURRED, None, self._carried(), self.following_input)
         return Command(h.WORKFLOW_FAILED, payload=encode_error(error, retryable=False))
 
 
@@ -296,12 +390,25 @@ DELIVER: Final[dict[str, Callable[[LiveInstance, HistoryEvent], None]]] = {
     h.ACTIVITY_COMPLETED: LiveInstance._activity_completed,
     h.ACTIVITY_FAILED: LiveInstance._activity_failed,
     h.TIMER_FIRED: LiveInstance._timer_fired,
+    h.WORKFLOW_CANCEL_REQUESTED: LiveInstance._cancel_requested,
     **waits.DELIVER,
     **subscriptions.DELIVER,
     **handlers.DELIVER,
     **children.DELIVER,
 }
 """What an input does to a live instance, by kind."""
+
+
+def _is_recurring(error: BaseException) -> bool:
+    """Also out of a task group, which wraps it; but a group that holds anything else has failed."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_recurring(each) for each in error.exceptions)
+    return isinstance(error, Recurred)
+
+
+def cancellation(request: dict[str, Any]) -> Command:
+    """The end of an instance that was asked to end. `request`: attrs of `workflow.cancel_requested`."""
+    return Command(h.WORKFLOW_CANCELLED, payload=orjson.dumps({name: request[name] for name in ("reason", "by")}))
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -322,6 +429,7 @@ def replay(live: LiveInstance, events: Iterable[HistoryEvent]) -> list[HistoryEv
     kept: list[HistoryEvent] = []
     parked = False
     live.replaying = True
+    live.handlers.learn(events)
     for event in events:
         if event.kind == h.WORKFLOW_PARKED:
             parked = True
@@ -336,9 +444,11 @@ def replay(live: LiveInstance, events: Iterable[HistoryEvent]) -> list[HistoryEv
                 kept.append(event)
             else:
                 outstanding.extend(live.deliver(event))
-        elif event.kind in h.COMMANDS:
+        elif event.kind in h.COMMANDS and BY_ENGINE not in event.attrs:
             _check(live, outstanding, event)
         elif event.kind == h.WORKFLOW_COMPENSATING:
+            if BY_ENGINE not in event.attrs:
+                _check(live, outstanding, replace(event, kind=f"workflow.{event.attrs['outcome']}"))
             break  # the code has ended; what follows is the engine's
     _expect_none(live, outstanding, None)
     live.replaying = False
@@ -355,12 +465,14 @@ def _at(event: HistoryEvent, at_us: int) -> HistoryEvent:
 
 
 def _check(live: LiveInstance, outstanding: deque[Command], event: HistoryEvent) -> None:
+    if live.handlers.passes_over(event):
+        return
     recorded = Command(event.kind, event.ref, event.attrs)
     if not outstanding:
         raise NonDeterminismError(live.instance_id, str(recorded), "nothing")
     actual = outstanding.popleft()
     same = actual.kind == event.kind and actual.ref == event.ref
-    if not same or any(actual.attrs.get(name) != event.attrs.get(name) for name in ("name", "type")):
+    if not same or any(actual.attrs.get(name) != event.attrs.get(name) for name in ("name", "type", "workflow")):
         raise NonDeterminismError(live.instance_id, str(recorded), str(actual))
 
 
