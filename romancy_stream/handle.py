@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, Generic
 
 import orjson
 
-from romancy_stream.engine.failure import workflow_failed
+from romancy_stream.engine.failure import rejection_of, workflow_cancelled, workflow_failed
 from romancy_stream.engine.payload import load_plain
 from romancy_stream.errors import (
-    InstanceExistsError,
     InstanceNotFoundError,
-    InvalidInputError,
     RomancyError,
-    StartRefusedError,
-    UnknownWorkflowError,
-    WorkflowCancelledError,
 )
 from romancy_stream.instances import WorkflowInstance
 from romancy_stream.runtime.hub import Outcome
@@ -62,8 +57,7 @@ class Handle(Generic[R]):
             failed = workflow_failed(self.instance_id, outcome.payload)
             raise failed from failed.__cause__
         if outcome.kind == "cancelled":
-            reason = orjson.loads(outcome.payload).get("reason") if outcome.payload else None
-            raise WorkflowCancelledError(self.instance_id, reason)
+            raise workflow_cancelled(self.instance_id, outcome.payload)
         raise rejection(outcome)
 
     async def get(self) -> WorkflowInstance:
@@ -76,11 +70,4 @@ class Handle(Generic[R]):
 
 def rejection(outcome: Outcome) -> RomancyError:
     told = orjson.loads(outcome.payload or b"{}")
-    reason, message = told.get("reason"), str(told.get("message"))
-    if reason == "invalid_input":
-        return InvalidInputError(message, told.get("errors", []))
-    if reason == "instance_exists":
-        return InstanceExistsError(message)
-    if reason == "unknown_workflow":
-        return UnknownWorkflowError(message)
-    return StartRefusedError(f"{reason}: {message}")
+    return rejection_of(str(told.get("reason")), str(told.get("message")), told.get("errors", []))

@@ -16,6 +16,7 @@ import importlib
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -24,8 +25,14 @@ from romancy_stream.errors import (
     LONGEST_DELAY_S,
     ActivityError,
     ActivityTimeoutError,
+    InstanceExistsError,
+    InvalidInputError,
     RetryExhaustedError,
     RetryLaterError,
+    RomancyError,
+    StartRefusedError,
+    UnknownWorkflowError,
+    WorkflowCancelledError,
     WorkflowFailedError,
 )
 from romancy_stream.retry import class_path, class_paths, main_module
@@ -214,10 +221,36 @@ def workflow_failed(instance_id: str, raw: bytes | None) -> WorkflowFailedError:
     error = _loads(raw)
     stack = error.get("stack")
     failed = WorkflowFailedError(
-        instance_id, error["type"], error["message"], stack if isinstance(stack, str) else None
+        instance_id,
+        error["type"],
+        error["message"],
+        stack if isinstance(stack, str) else None,
+        _not_undone(error),
     )
     failed.__cause__ = _restore(error, MAX_CAUSES)
     return failed
+
+
+def workflow_cancelled(instance_id: str, raw: bytes | None) -> WorkflowCancelledError:
+    """What result() raises."""
+    told = orjson.loads(raw or b"{}")
+    return WorkflowCancelledError(instance_id, told.get("reason"), told.get("by"), _not_undone(told))
+
+
+def _not_undone(told: dict[str, Any]) -> list[str]:
+    refs = told.get("compensation_failed")
+    return [ref for ref in refs if isinstance(ref, str)] if isinstance(refs, list) else []
+
+
+def rejection_of(reason: str, message: str, errors: Sequence[dict[str, Any]]) -> RomancyError:
+    """Why a start was refused, as its sender hears it."""
+    if reason == "invalid_input":
+        return InvalidInputError(message, errors)
+    if reason == "instance_exists":
+        return InstanceExistsError(message)
+    if reason == "unknown_workflow":
+        return UnknownWorkflowError(message)
+    return StartRefusedError(f"{reason}: {message}")
 
 
 def _loads(raw: bytes | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 TELL      history event kind -> what the world outside hears of it
 COMMANDS  type of a command to one instance -> what it does (the command's partition, first time: see the core)
+AGAIN     type of a command -> what it does when it comes again
 OPS       op of a mail to an instance -> what it does
 ENTITIES  kind of entity, which is also how its names begin -> class
 ENDINGS   kind of a workflow's last command -> what is recorded for it
@@ -57,6 +58,7 @@ def _merged(name: str) -> dict[str, Any]:
 Tell = Callable[[Batch, Entry, HistoryEvent], None]
 TELL: Final[dict[str, Tell]] = _merged("TELL")
 COMMANDS: Final[dict[str, Callable[[EngineCore, Batch, Received, WireEvent, Entry | None], None]]] = _merged("COMMANDS")
+AGAIN: Final[dict[str, Callable[[EngineCore, Batch, Received, WireEvent, Entry | None], None]]] = _merged("AGAIN")
 OPS: Final[dict[str, Callable[[EngineCore, Batch, Entry | None, Mail], None]]] = _merged("OPS")
 ENTITIES: Final[dict[str, Callable[[str, int, CoreConfig], Entity]]] = _merged("ENTITIES")
 ENDINGS: Final[dict[str, Callable[[EngineCore, Batch, Entry, Command], None]]] = _merged("ENDINGS")
@@ -83,6 +85,8 @@ def digests_of(event: WireEvent) -> Iterable[str]:
         return (digest("command", event),)
     if event.type == w.CHANNEL_PUBLISH:
         return (digest("channel", event),)
+    if event.type == w.START and w.X_REUSE in event.extensions:
+        return (digest("start", event),)
     if event.type.startswith(w.RESERVED_PREFIX):
         return ()
     return (digest("target", event), digest("entity", event))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from romancy_stream.engine import history as h
 from romancy_stream.engine import answers, outgoing
+from romancy_stream.engine import history as h
 from romancy_stream.engine.batch import Batch
 from romancy_stream.engine.commit import CANCELLED, COMPLETED, FAILED, FINISHED, InstanceRow, Rejection
 from romancy_stream.engine.definitions import WorkflowDef
