@@ -20,7 +20,7 @@ from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
-from romancy_stream.runtime.suspects import Suspects
+from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import seen
 from romancy_stream.store.port import PartitionSnapshot, Store
@@ -83,6 +83,7 @@ class Processor:
         self._timers_changed = asyncio.Event()
         self._hints: dict[TP, int] = {}
         self._suspects = Suspects(store)
+        self._passed_by: list[Input] = []
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def leave(self) -> None:
@@ -167,6 +168,19 @@ class Processor:
         return snapshots
 
     # -- timers and tidying, beside the batches ------------------------------------------------------------------
+    async def feed(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """What no broker brings: sweepers come upon it in the database. Returns those that are committed: not of
+        partitions that are not owned any more, nor what spoils a batch. Raises what a batch raises; then the membership
+        must end."""
+        async with self._lock:
+            self._passed_by.clear()
+            mine = [each for each in inputs if part_of(each) in self.core.owned]
+            for first in range(0, len(mine), INPUTS_PER_COMMIT):
+                await self._relay.has_room()
+                await self._run(mine[first : first + INPUTS_PER_COMMIT])
+            self._timers_changed.set()
+            return [each for each in mine if each not in self._passed_by]
+
     async def run_timers(self) -> None:
         """Runs for ever; raises what a batch raises."""
         while True:
@@ -376,6 +390,7 @@ class Processor:
             code = "kills_its_owner" if isinstance(error, EngineError) else "refused_by_database"
             commit = await self._decide([Refused(one, code, reason)])
         elif not isinstance(one, TimerDue):
+            self._passed_by.append(one)
             return  # the next sweep comes upon it again; what is parked stays parked
         else:
             self.core.load(await self._load([one]))

@@ -16,6 +16,7 @@ from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.definitions import Registry
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, EngineError, StoreUnavailableError
+from romancy_stream.runtime.lapses import Lapses
 from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
@@ -55,6 +56,7 @@ class EngineService:
         self._on_commit = on_commit
         self._on_ownership = on_ownership
         self._sweeper = Sweeper(self.core, store, broker)
+        self._lapses = Lapses(self.core, store)
         self._owned: frozenset[int] = frozenset()
         self._assigned = asyncio.Event()
         self._progress = False
@@ -103,6 +105,7 @@ class EngineService:
         others = [
             asyncio.create_task(processor.run_timers(), name="romancy-timers"),
             asyncio.create_task(self._sweeper.run(), name="romancy-sweeper"),
+            asyncio.create_task(self._lapses.run(processor.feed), name="romancy-lapses"),
         ]
         try:
             await _first_failure([running, *others, relay.failure])
@@ -124,6 +127,7 @@ class EngineService:
         if owned != self._owned:
             self._owned = owned
             self._sweeper.ownership_changed()
+            self._lapses.ownership_changed()
             self._on_ownership()
         if owned:
             self._assigned.set()
