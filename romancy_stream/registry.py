@@ -1,39 +1,79 @@
 """Workflows and activities by name: what one process can run. An app has one; a library may fill one of its own for
-apps to include.
+apps to include. A workflow may be there in several versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from romancy_stream.activity import Activity
+from romancy_stream.engine.definitions import Versions
 from romancy_stream.errors import ConfigurationError
-from romancy_stream.workflow import Workflow
+from romancy_stream.workflow import Workflow, is_workflow_class
 
 W = TypeVar("W", bound=Workflow[Any, Any])
 A = TypeVar("A", bound=Activity[Any, Any])
 Definition = Workflow[Any, Any] | Activity[Any, Any]
 
 
-class Registry:
-    """`workflows` and `activities` are live read-only views. ConfigurationError for two functions of one name."""
+class Workflows(Versions[Workflow[Any, Any]]):
+    """By name, the version that new runs get: the one that says so, else the one that was defined last."""
 
     def __init__(self) -> None:
-        self._workflows: dict[str, Workflow[Any, Any]] = {}
+        self._newest: dict[str, Workflow[Any, Any]] = {}
+        self._all: dict[tuple[str, str | None], Workflow[Any, Any]] = {}
+
+    def __getitem__(self, name: str) -> Workflow[Any, Any]:
+        return self._newest[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._newest)
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def at(self, name: str, version: str | None) -> Workflow[Any, Any] | None:
+        return self._all.get((name, version))
+
+    def all(self) -> list[Workflow[Any, Any]]:
+        """Of all versions, in the order of their definition."""
+        return list(self._all.values())
+
+    def add(self, workflow: Workflow[Any, Any]) -> None:
+        """ConfigurationError."""
+        known = self._all.setdefault((workflow.name, workflow.version), workflow)
+        _check(known, workflow)
+        if known is not workflow:
+            return
+        newest = self._newest.get(workflow.name)
+        if newest is not None and newest.is_default and workflow.is_default:
+            raise ConfigurationError(
+                f"{workflow.parameters.what}: versions {newest.version!r} and {workflow.version!r} are both the default"
+            )
+        if newest is None or not newest.is_default:
+            self._newest[workflow.name] = workflow
+
+
+class Registry:
+    """`workflows` and `activities` are live read-only views. ConfigurationError for two functions of one name, or of
+    one name and version."""
+
+    def __init__(self) -> None:
+        self._workflows = Workflows()
         self._activities: dict[str, Activity[Any, Any]] = {}
 
     @property
-    def workflows(self) -> Mapping[str, Workflow[Any, Any]]:
-        return MappingProxyType(self._workflows)
+    def workflows(self) -> Workflows:
+        return self._workflows
 
     @property
     def activities(self) -> Mapping[str, Activity[Any, Any]]:
         return MappingProxyType(self._activities)
 
     def add_workflow(self, workflow: W) -> W:
-        _check(self._workflows.setdefault(workflow.name, workflow), workflow)
+        self._workflows.add(workflow)
         return workflow
 
     def add_activity(self, activity: A) -> A:
@@ -43,7 +83,7 @@ class Registry:
     def include(self, source: ModuleType | Registry) -> None:
         """Everything that another registry holds, or that a module defines or imports at its top level."""
         if isinstance(source, Registry):
-            found: list[Any] = [*source._workflows.values(), *source._activities.values()]
+            found: list[Any] = [*source._workflows.all(), *source._activities.values()]
         elif isinstance(source, ModuleType):
             found = list(vars(source).values())
         else:
@@ -51,23 +91,31 @@ class Registry:
         for each in found:
             if isinstance(each, Workflow):
                 self.add_workflow(each)
+            elif isinstance(each, type) and is_workflow_class(each):
+                self.add_workflow(Workflow.of(each))
             elif isinstance(each, Activity):
                 self.add_activity(each)
 
     def resolve(self) -> None:
         """Resolves all type hints. ConfigurationError names the function and the parameter."""
-        for workflow in self._workflows.values():
+        for workflow in self._workflows.all():
             workflow.resolve()
         for activity in self._activities.values():
             activity.resolve()
 
 
 def _check(known: Definition, new: Definition) -> None:
-    if known.function is not new.function:
+    one, other = _code(known), _code(new)
+    if one is not other:
+        versions = "" if isinstance(new, Activity) else ", or a version="
         raise ConfigurationError(
-            f"two functions for {new.parameters.what}: {_place(known.function)} and {_place(new.function)}; "
-            "give one of them another name="
+            f"two functions for {new.parameters.what}: {_place(one)} and {_place(other)}; "
+            f"give one of them another name={versions}"
         )
+
+
+def _code(definition: Definition) -> Any:
+    return definition.code if isinstance(definition, Workflow) else definition.function
 
 
 def _place(function: Any) -> str:

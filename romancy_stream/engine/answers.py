@@ -21,8 +21,13 @@ def done(batch: Batch, part: int, command: WireEvent, **details: Any) -> None:
 
 
 def refused(batch: Batch, part: int, command: WireEvent, error: BaseException) -> None:
-    data = b'{"ok":false,"error":' + encode_error(error, retryable=False) + b"}"
-    batch.answer_command(part, command, _key(command), data)
+    batch.answer_command(part, command, _key(command), refusal(error))
+
+
+def refusal(error: BaseException) -> bytes:
+    """`reason` is for those who do not know our classes."""
+    reason = getattr(error, "code", "error")
+    return b'{"ok":false,"reason":"%s","error":%s}' % (reason.encode(), encode_error(error, retryable=False))
 
 
 def _key(command: WireEvent) -> str:

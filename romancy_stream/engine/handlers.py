@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from romancy_stream.engine import history as h
-from romancy_stream.engine.definitions import HandlerDef, HandlerKind
+from romancy_stream.engine.definitions import HandlerDef, HandlerKind, current_scope, set_current_scope
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import StepTooLong, WorkflowLoop
@@ -161,9 +161,12 @@ class Handlers:
         """Around code that may not change anything."""
         loop = self._live.loop
         before, loop.read_only = loop.read_only, True
+        scope = current_scope()
+        set_current_scope(self._live)
         try:
             yield
         finally:
+            set_current_scope(scope)
             loop.read_only = before
 
     def check(self, handler: HandlerDef, arguments: Any) -> None:
