@@ -76,6 +76,7 @@ class Batch:
     left: list[Entry] = field(default_factory=list)  # runs that another run of the same instance has followed
     entities: dict[str, Entity] = field(default_factory=dict)
     intake: dict[tuple[int, str], int] = field(default_factory=dict)
+    received: Received | None = None  # what is being dealt with
     stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     topics: Topics = field(init=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from romancy_stream.engine import correlation, features, operations, ordered, projection, runs, saga
+from romancy_stream.engine import channels, correlation, features, operations, ordered, projection, runs, saga
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
@@ -123,6 +123,8 @@ class EngineCore:
             return ()
         if event.type in _TO_ONE_INSTANCE:
             return (event.subject,) if event.subject else ()
+        if event.type == w.CHANNEL_PUBLISH:
+            return channels.targets_of(event)
         started = self.starts.instance_id(event)
         aimed = correlation.aimed_at(event)
         return [i for i in (started, aimed) if i is not None]
@@ -262,6 +264,7 @@ class EngineCore:
         internal = received.record.topic == self._topics.results
         if internal and w.X_ORIGIN in event.extensions and not self._first_time(batch, received, event):
             return
+        batch.received = received
         if event.type in _INTERNAL_TYPES:
             if internal:
                 self._internal(batch, received, event)
@@ -270,6 +273,8 @@ class EngineCore:
                 batch.dead_letter(received, "wrong_topic", message, event.source, event.id)
         elif event.type in features.COMMANDS:
             self._command(batch, received, event)
+        elif event.type == w.CHANNEL_PUBLISH:
+            channels.outside(self, batch, received, event)
         elif event.type == w.START or event.type.startswith(w.RESERVED_PREFIX):
             self.starts.command(batch, received, event)
         else:

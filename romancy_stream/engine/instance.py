@@ -232,6 +232,14 @@ class LiveInstance:
         number = self._counters[name] = self._counters.get(name, 0) + 1
         return number
 
+    def sealed(self, payload: bytes, what: str) -> bytes:
+        """For what is recorded elsewhere than as a payload. PayloadTooLargeError."""
+        return self._sealing.seal(payload, what, self.blobs)
+
+    def opened(self, payload: bytes) -> bytes:
+        """PayloadError."""
+        return self._sealing.open(payload, self.known)
+
     @property
     def loop(self) -> WorkflowLoop:
         return self._loop
@@ -320,6 +328,7 @@ class LiveInstance:
         if arguments is None:
             arguments = self._definition.decode(event.payload)
         self._waits.begin(event.attrs.get("mailbox", {}).get("events", []))
+        self._subscriptions.restore(event.attrs)
         set_current_scope(self)
         coro = self._definition.invoke(self, arguments)
         begin_us = event.attrs.get("begin_us", 0)
@@ -368,8 +377,9 @@ class LiveInstance:
 
     def _carried(self) -> dict[str, Any]:
         """What the next run gets of this one, beside its input."""
-        mailbox = {name: left for name, left in (("events", self._waits.left()),) if left}
-        return {"mailbox": mailbox} if mailbox else {}
+        unread = (("events", self._waits.left()), ("messages", self._subscriptions.unread()))
+        mailbox = {name: left for name, left in unread if left}
+        return self._subscriptions.carried() | ({"mailbox": mailbox} if mailbox else {})
 
     def _outcome(self, main: asyncio.Task[bytes]) -> Command:
         if main.cancelled():
