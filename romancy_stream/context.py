@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 M = TypeVar("M")
-M = TypeVar("M")
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A thousand years: due times stay within what datetime and a BIGINT hold.
@@ -74,60 +73,6 @@ class WorkflowContext:
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
             raise ValueError(f"sleep_until needs an aware datetime, {moment!r} has no time zone")
         await self._scope.start_timer((moment - EPOCH) // _US)
-
-    @overload
-    async def wait_event(
-        self,
-        type: EventType[M],
-        *,
-        match: Mapping[str, Any] | None = None,
-        timeout: float | timedelta | None = None,
-        model: None = None,
-    ) -> ReceivedEvent[M]: ...
-    @overload
-    async def wait_event(
-        self,
-        type: str,
-        *,
-        match: Mapping[str, Any] | None = None,
-        timeout: float | timedelta | None = None,
-        model: None = None,
-    ) -> ReceivedEvent[Any]: ...
-    @overload
-    async def wait_event(
-        self,
-        type: str | EventType[Any],
-        *,
-        match: Mapping[str, Any] | None = None,
-        timeout: float | timedelta | None = None,
-        model: type[M],
-    ) -> ReceivedEvent[M]: ...
-    @overload
-    async def wait_event(
-        self,
-        type: str | EventType[Any],
-        *,
-        match: Mapping[str, Any] | None = None,
-        timeout: float | timedelta | None = None,
-        model: Any,
-    ) -> ReceivedEvent[Any]: ...
-    async def wait_event(
-        self,
-        type: str | EventType[Any],
-        *,
-        match: Mapping[str, Any] | None = None,
-        timeout: float | timedelta | None = None,
-        model: Any = None,
-    ) -> ReceivedEvent[Any]:
-        """An event of this type that names this instance, or whose data has the values of `match`: `{"order_id": "o-1",
-        "customer.country": "DE"}`. `timeout` in seconds, or a timedelta: EventTimeoutError. `model`: the type of the
-        data, that of `app.event` by default; PayloadError when it does not fit. ValueError for a wrong match."""
-        waits, name = self._scope.waits, type.type if isinstance(type, EventType) else checked_type(type)
-        timeout_us = None if timeout is None else _duration_us(timeout, "timeout")
-        arrived = await waits.wait(name, checked_match(match), timeout_us)
-        if model is None:
-            model = (type.model if isinstance(type, EventType) else None) or waits.models.get(name)
-        return received(arrived.attrs, arrived.data, model)
 
     @overload
     async def wait_event(
