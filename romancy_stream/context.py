@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, overload
@@ -24,6 +26,8 @@ M = TypeVar("M")
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A thousand years: due times stay within what datetime and a BIGINT hold.
 LONGEST_SLEEP_US: Final = 1_000 * 366 * 86_400 * 1_000_000
+PATCH_CHARS: Final = 200
+"""Of a patch's name: it stands in the column of references in the history."""
 _US: Final = timedelta(microseconds=1)
 
 
@@ -128,6 +132,37 @@ class WorkflowContext:
             model = (type.model if isinstance(type, EventType) else None) or waits.models.get(name)
         return received(arrived.attrs, arrived.data, model)
 
+    @property
+    def state(self) -> Any:
+        """What the code and its signal, query and update handlers share: set any attributes. One per run."""
+        return self._scope.handlers.state
+
+    async def wait_condition(self, condition: Callable[[], object], timeout: float | timedelta | None = None) -> None:
+        """Until the condition is true; it is looked at after every step of the code. `timeout` in seconds, or a
+        timedelta, durable: TimeoutError. What the condition raises is raised here. TypeError for an `async def`."""
+        if not callable(condition) or inspect.iscoroutinefunction(condition):
+            raise TypeError(f"a condition is a plain function without parameters, not {condition!r}")
+        handlers = self._scope.handlers
+        timeout_s = None if timeout is None else _duration_us(timeout, "timeout") / 1_000_000
+        if not handlers.holds(condition):
+            async with asyncio.timeout(timeout_s):
+                await handlers.when(condition)
+
+    def all_handlers_finished(self) -> bool:
+        """Whether no signal or update is being worked on: what still is when the run ends is given up. As in
+        `await ctx.wait_condition(ctx.all_handlers_finished)`."""
+        return self._scope.handlers.all_finished
+
+    def patched(self, patch: str) -> bool:
+        """Whether this run has the change of the code that you name so: True for runs that come here for the first time
+        now, False for those that were here before the change. ValueError for a name that is none."""
+        return self._scope.handlers.patched(_patch(patch))
+
+    def deprecate_patch(self, patch: str) -> None:
+        """In place of `patched`, once no run is left that would get False: old runs still replay, new ones know nothing
+        of it any more. ValueError for a name that is none."""
+        self._scope.handlers.deprecate_patch(_patch(patch))
+
     async def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Ends this run and begins the next one, under the same id, with this input: the workflow's own parameters.
         Whoever waits for the instance waits on. Call it in the workflow's own task, not in one that it has made:
@@ -175,3 +210,9 @@ def _duration_us(duration: float | timedelta, what: str = "sleep") -> int:
     if us > LONGEST_SLEEP_US:
         raise ValueError(f"a {what} may last {LONGEST_SLEEP_US // 1_000_000:,} s at most, not {duration!r}")
     return max(0, us)
+
+
+def _patch(patch: str) -> str:
+    if not isinstance(patch, str) or not 0 < len(patch) <= PATCH_CHARS or not patch.isprintable():
+        raise ValueError(f"a patch has a name of 1 to {PATCH_CHARS} printable characters, not {patch!r}")
+    return patch
