@@ -21,7 +21,7 @@ from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.workflow import Workflow, WorkflowDefiner, define_workflow
+from romancy_stream.workflow import Workflow, WorkflowDefiner, decorated, define_workflow
 
 DEFAULT_PARTITIONS: Final = 8
 """Of a new namespace, for good. One engine process can own them all, eight can own one each."""
@@ -87,7 +87,7 @@ class App(BaseClient):
             """As `romancy_stream.workflow`, registered with this app."""
 
             def decorate(function: Any) -> Any:
-                return self._add(define_workflow(function, **options))
+                return decorated(function, self._add(define_workflow(function, **options)))
 
             return decorate if function is None else decorate(function)
 
@@ -102,7 +102,7 @@ class App(BaseClient):
     def include(self, source: ModuleType | Registry) -> None:
         """Registers what a module or another registry holds."""
         self.registry.include(source)
-        for each in self.registry.workflows.values():
+        for each in self.registry.workflows.all():
             each.bind(self)
 
     def _add(self, workflow: Workflow[Any, Any]) -> Workflow[Any, Any]:

@@ -9,7 +9,7 @@ partition, the shell drops the partition here (`drop`) and adopts it anew from t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
 from romancy_stream.engine.commit import ActivityKey, Commit
 from romancy_stream.engine.config import CoreConfig
-from romancy_stream.engine.definitions import Registry, WorkflowDef
+from romancy_stream.engine.definitions import Registry, WorkflowDef, definition_of
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import (
@@ -298,8 +298,11 @@ class EngineCore:
             batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
         elif self.part_of(event.subject) != part:
             batch.forward(part, event.subject, event)
-        elif self.first_seen(batch, part, digest("command", event)):
-            features.COMMANDS[event.type](self, batch, received, event, self._cache.get(event.subject))
+        else:
+            new = self.first_seen(batch, part, digest("command", event))
+            command = features.COMMANDS[event.type] if new else features.AGAIN.get(event.type)
+            if command is not None:
+                command(self, batch, received, event, self._cache.get(event.subject))
 
     def first_seen(self, batch: Batch, part: int, digest: str) -> bool:
         """Whether a message from outside comes for the first time, as far back as the intake table goes."""
@@ -364,7 +367,8 @@ class EngineCore:
     # -- workflow code -------------------------------------------------------------------------------------------
     def begin(self, batch: Batch, event: HistoryEvent, part: int, arguments: Any) -> None:
         """A start that was accepted. `arguments` is its input as the workflow's `decode` gave it."""
-        definition = self._workflows[event.attrs["workflow"]]
+        definition = self._definition(event.attrs)
+        assert definition is not None, "who begins a run has decoded its input"
         entry = batch.start(event, part)
         entry.live = self._live(definition, event.instance_id, event.run)
         entry.live.arguments = arguments
@@ -380,10 +384,10 @@ class EngineCore:
     def restart(self, batch: Batch, event: HistoryEvent, part: int) -> None:
         """Another run from the beginning. `event` is its `workflow.started`; its input was taken once before."""
         entry = self._cache[event.instance_id] = batch.start(event, part)
-        definition = self._workflows.get(event.attrs["workflow"])
+        definition = self._definition(event.attrs)
         try:
             if definition is None:
-                raise LookupError(f"no workflow named {event.attrs['workflow']!r} is registered in this process")
+                raise self._no_code(event.attrs["workflow"], event.attrs.get("version"))
             arguments = definition.decode(self.opened(event.payload))
         except (LookupError, InvalidInputError, PayloadError) as error:
             self._park(batch, entry, error, [event.seq])
@@ -397,6 +401,20 @@ class EngineCore:
         problem = self._wake(entry) if entry.live is None and entry.state.parked is None else None
         if problem is not None:
             self._park(batch, entry, problem, [])
+
+    def halt(self, batch: Batch, entry: Entry, problem: BaseException) -> None:
+        """Parks an instance for what its code has done beside its inputs."""
+        self._park(batch, entry, problem, [])
+
+    def _definition(self, started: Mapping[str, Any]) -> WorkflowDef | None:
+        """By the attributes of a `workflow.started`."""
+        return definition_of(self._workflows, started["workflow"], started.get("version"))
+
+    def _no_code(self, workflow: str, version: str | None) -> LookupError:
+        if workflow not in self._workflows:
+            return LookupError(f"no workflow named {workflow!r} is registered in this process")
+        which = "without a version" if version is None else f"of version {version!r}"
+        return LookupError(f"this process has a workflow named {workflow!r}, but none {which}")
 
     def next_run(self, batch: Batch, instance_id: str) -> int:
         """The number of another run of an instance, which may be gone: none is used twice."""
@@ -420,7 +438,10 @@ class EngineCore:
         attrs: dict[str, Any],
         payload: bytes | None,
     ) -> None:
-        """Records an input and lets the code answer it."""
+        """Records an input and lets the code answer it. Dropped where the code is over."""
+        if entry.state.finished is not None or entry.state.compensating is not None:
+            self.stats["late_input"] += 1
+            return
         problem = None
         if entry.state.parked is None and entry.live is None:
             problem = self._wake(entry)
@@ -459,9 +480,9 @@ class EngineCore:
     def _wake(self, entry: Entry) -> BaseException | None:
         """Replays an instance that is not in memory; returns why that cannot be done."""
         state = entry.state
-        definition = self._workflows.get(state.workflow)
+        definition = definition_of(self._workflows, state.workflow, state.version)
         if definition is None:
-            return LookupError(f"no workflow named {state.workflow!r} is registered in this process")
+            return self._no_code(state.workflow, state.version)
         assert entry.history is not None
         live = self._live(definition, state.instance_id, state.run)
         try:
@@ -498,7 +519,10 @@ class EngineCore:
         entry = self._cache.get(unpark.instance_id)
         if entry is None or entry.state.parked is None:
             return
-        definition = self._workflows.get(entry.state.workflow)
+        if entry.state.compensating is not None:
+            batch.record(entry, h.WORKFLOW_RESUMED)  # no code has to agree to anything any more
+            return
+        definition = definition_of(self._workflows, entry.state.workflow, entry.state.version)
         if definition is None:
             return
         assert entry.history is not None

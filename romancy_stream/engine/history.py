@@ -171,7 +171,8 @@ class HistoryEvent:
                              None: for the mailbox
     signal.received          name, event_id, event_source
     update.accepted          name, event_id, event_source; ref: the update
-    update.completed, .failed  payload: the result or the error
+    update.completed, .failed  name, event_id, event_source; payload: the result or the error
+    patch.marked             ref: the patch
     child.started            id, workflow, close "cancel" | "abandon"; payload: the input
     child.completed, .failed, .cancelled  payload: output, error, {"reason"}
     """
