@@ -9,16 +9,20 @@ import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, define_activity
 from romancy_stream.broker.port import Broker
 from romancy_stream.client import BaseClient, Client
+from romancy_stream.engine.config import EVENT_TTL_S
 from romancy_stream.errors import ConfigurationError
+from romancy_stream.events import EventType
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.workflow import Workflow, WorkflowDefiner, decorated, define_workflow
@@ -28,7 +32,11 @@ DEFAULT_PARTITIONS: Final = 8
 DEFAULT_CONCURRENCY: Final = 100
 """Activity attempts under way in one process."""
 HOME: Final = Path(".romancy")
+LONGEST_S: Final = 10 * 366 * 86_400
+"""What App takes as a time to keep something."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+M = TypeVar("M")
 
 
 class App(BaseClient):
@@ -37,6 +45,9 @@ class App(BaseClient):
     `broker`: "embedded://[path]" (default, ./.romancy/{name}) or "kafka://host:port[,host:port]". `database`:
     "sqlite:///file" (default, beside the embedded log), "postgresql://..." or "mysql://...". Without them
     ROMANCY_BROKER, ROMANCY_DATABASE and ROMANCY_NAMESPACE are read.
+
+    `event_ttl`: how long an event is kept that nobody waits for yet, `dedup_window`: how long an event is known by its
+    source and id; in seconds, or a timedelta.
     """
 
     def __init__(
@@ -51,6 +62,8 @@ class App(BaseClient):
         event_topics: Sequence[str] = (),
         queues: Sequence[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
+        event_ttl: float | timedelta = EVENT_TTL_S,
+        dedup_window: float | timedelta = DEDUP_WINDOW_S,
     ) -> None:
         self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
         if not _NAME.fullmatch(self.namespace):
@@ -72,6 +85,8 @@ class App(BaseClient):
         self.registry = Registry()
         self._queues = tuple(queues)
         self._concurrency = concurrency
+        self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
+        self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
         self._node: Node | None = None
 
     def __repr__(self) -> str:
@@ -98,6 +113,16 @@ class App(BaseClient):
                 return self.registry.add_activity(define_activity(function, **options))
 
             return decorate if function is None else decorate(function)
+
+    @overload
+    def event(self, type: str, *, key: str | None = None, model: type[M]) -> EventType[M]: ...
+    @overload
+    def event(self, type: str, *, key: str | None = None, model: Any = None) -> EventType[Any]: ...
+    def event(self, type: str, *, key: str | None = None, model: Any = None) -> EventType[Any]:
+        """Declares events of a type. `key`: the one field of their data by which they find who waits for them; `model`:
+        the type of that data. ConfigurationError when another declaration of the type differs. Declare the key before
+        the first wait for such an event: waits that are open already stay where events do not go any more."""
+        return self.registry.add_event(EventType(type, key, model))
 
     def include(self, source: ModuleType | Registry) -> None:
         """Registers what a module or another registry holds."""
@@ -194,6 +219,8 @@ class App(BaseClient):
             self._concurrency,
             roles,
             initialise,
+            event_ttl_s=self._event_ttl_s,
+            dedup_window_s=self._dedup_window_s,
         )
 
     def make_store(self) -> SqlStore:
@@ -212,3 +239,10 @@ class App(BaseClient):
         raise ConfigurationError(
             f'broker must be "embedded://folder" or "kafka://host:port[,host:port]", not {self.broker_url!r}'
         )
+
+
+def _seconds(name: str, given: float | timedelta, least: int) -> float:
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if not isinstance(seconds, int | float) or not least <= seconds <= LONGEST_S:
+        raise ConfigurationError(f"{name} must be {least} to {LONGEST_S:,} seconds, or a timedelta, not {given!r}")
+    return float(seconds)

@@ -172,7 +172,7 @@ class BaseClient:
         if wire.time is None:
             now = new_event_time(time.time_ns() // 1_000)
             wire = WireEvent(wire.id, wire.source, wire.type, wire.subject, wire.data, now, wire.extensions)
-        await self._send(wire, wire.subject or wire.id)
+        await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id
 
     @property

@@ -47,6 +47,11 @@ class EventType(Generic[M]):
         if self.key is not None:
             checked_path(self.key)
 
+    def resolve(self) -> None:
+        """ConfigurationError for a model that has no JSON form."""
+        if self.model is not None:
+            TypeCodec(self.model, f"data of event {self.type!r}").build()
+
 
 def checked_type(type_: Any) -> str:
     """ValueError for what is no type of a user's event."""

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 from romancy_stream.activity import Activity
 from romancy_stream.engine.definitions import Versions
 from romancy_stream.errors import ConfigurationError
+from romancy_stream.events import EventType
 from romancy_stream.workflow import Workflow, is_workflow_class
 
 W = TypeVar("W", bound=Workflow[Any, Any])
 A = TypeVar("A", bound=Activity[Any, Any])
+E = TypeVar("E", bound=EventType[Any])
 Definition = Workflow[Any, Any] | Activity[Any, Any]
 
 
@@ -63,6 +65,7 @@ class Registry:
     def __init__(self) -> None:
         self._workflows = Workflows()
         self._activities: dict[str, Activity[Any, Any]] = {}
+        self._events: dict[str, EventType[Any]] = {}
 
     @property
     def workflows(self) -> Workflows:
@@ -71,6 +74,18 @@ class Registry:
     @property
     def activities(self) -> Mapping[str, Activity[Any, Any]]:
         return MappingProxyType(self._activities)
+
+    @property
+    def events(self) -> Mapping[str, EventType[Any]]:
+        """What was declared of types of events, by type."""
+        return MappingProxyType(self._events)
+
+    def add_event(self, event: E) -> E:
+        """ConfigurationError for two declarations of one type that differ."""
+        known = self._events.setdefault(event.type, event)
+        if known != event:
+            raise ConfigurationError(f"two declarations of one type of events differ: {known} and {event}")
+        return event
 
     def add_workflow(self, workflow: W) -> W:
         self._workflows.add(workflow)
@@ -83,7 +98,7 @@ class Registry:
     def include(self, source: ModuleType | Registry) -> None:
         """Everything that another registry holds, or that a module defines or imports at its top level."""
         if isinstance(source, Registry):
-            found: list[Any] = [*source._workflows.all(), *source._activities.values()]
+            found: list[Any] = [*source._workflows.all(), *source._activities.values(), *source._events.values()]
         elif isinstance(source, ModuleType):
             found = list(vars(source).values())
         else:
@@ -95,6 +110,8 @@ class Registry:
                 self.add_workflow(Workflow.of(each))
             elif isinstance(each, Activity):
                 self.add_activity(each)
+            elif isinstance(each, EventType):
+                self.add_event(each)
 
     def resolve(self) -> None:
         """Resolves all type hints. ConfigurationError names the function and the parameter."""
@@ -102,6 +119,8 @@ class Registry:
             workflow.resolve()
         for activity in self._activities.values():
             activity.resolve()
+        for event in self._events.values():
+            event.resolve()
 
 
 def _check(known: Definition, new: Definition) -> None:

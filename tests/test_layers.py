@@ -38,7 +38,7 @@ MAY_USE: dict[str, set[str]] = {
     "context": {"errors", "engine", "wire", "events"},
     "workflow": {"errors", "engine", "context"},
     "activity": {"errors", "retry", "engine", "context"},
-    "registry": {"errors", "workflow", "activity"},
+    "registry": {"errors", "events", "workflow", "activity"},
     "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},

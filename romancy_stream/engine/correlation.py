@@ -182,7 +182,10 @@ def _meet(core: EngineCore, batch: Batch, event: WireEvent, name: str) -> None:
         return
     entity = core.entity(batch, name)
     assert isinstance(entity, EventEntity)
-    entity.arrive(batch, _facts(event), event.data, 0 if _starts(core, event) else _ttl_us(core.config))
+    starts = _starts(core, event)
+    found = entity.arrive(batch, _facts(event), event.data, 0 if starts else _ttl_us(core.config))
+    if not found and not starts:
+        core.stats["unwanted_event"] += 1
 
 
 def _facts(event: WireEvent) -> dict[str, Any]:
@@ -231,11 +234,11 @@ class EventEntity(Entity):
             self.head = {"type": type_} if shown is None else {"type": type_, "key": shown}
 
     # -- events ----------------------------------------------------------------------------------------------------
-    def arrive(self, batch: Batch, attrs: dict[str, Any], payload: bytes | None, ttl_us: int) -> None:
+    def arrive(self, batch: Batch, attrs: dict[str, Any], payload: bytes | None, ttl_us: int) -> bool:
+        """Offers it to all waits that it fits, or keeps it. False: neither."""
         fitting = self._waiting.matching(Document(payload))
         if not fitting and ttl_us <= 0:
-            batch.stats["unwanted_event"] += 1
-            return
+            return False
         self._introduce(attrs["type"], Document(payload).value)
         item = self.keep(batch.now_us, batch.now_us + ttl_us, attrs, payload)
         self._size_bytes += _size_bytes(item)
@@ -244,6 +247,7 @@ class EventEntity(Entity):
             oldest = self._kept.oldest()
             self._drop(next(iter(self.items)) if oldest is None else oldest)
             batch.stats["dropped_event"] += 1
+        return True
 
     def _offer_or_keep(self, batch: Batch, item: Item, fitting: list[MemberKey]) -> None:
         if not fitting:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from romancy_stream.broker.port import Broker
-from romancy_stream.engine.config import CoreConfig
+from romancy_stream.engine.config import EVENT_TTL_S, CoreConfig
 from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.forwarder import Forwarder
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.runtime.service import EngineService
@@ -45,6 +46,8 @@ class NodeConfig:
     concurrency: int
     roles: tuple[Role, ...]
     initialise: bool
+    event_ttl_s: float = EVENT_TTL_S
+    dedup_window_s: float = DEDUP_WINDOW_S
 
 
 class Node:
@@ -104,15 +107,27 @@ class Node:
             self.engine = EngineService(
                 self.broker,
                 self.store,
-                CoreConfig(config.namespace, config.partitions, config.default_policy),
+                self._core_config(),
                 self._registry.workflows,
                 worker_id=config.worker_id,
+                dedup_window_s=config.dedup_window_s,
                 on_commit=self.hub.on_commit,
                 on_ownership=self.hub.on_ownership,
             )
             self._watch(self.engine.run(), "engine")
             if config.event_topics:
                 self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
+
+    def _core_config(self) -> CoreConfig:
+        config, events = self.config, self._registry.events
+        return CoreConfig(
+            config.namespace,
+            config.partitions,
+            config.default_policy,
+            event_keys={name: event.key for name, event in events.items()},
+            event_models={name: event.model for name, event in events.items() if event.model is not None},
+            event_ttl_s=config.event_ttl_s,
+        )
 
     def _watch(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"romancy-{name}")

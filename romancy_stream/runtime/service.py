@@ -16,6 +16,7 @@ from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.definitions import Registry
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, EngineError, StoreUnavailableError
+from romancy_stream.runtime.expiry import DEDUP_WINDOW_S, Expiry
 from romancy_stream.runtime.lapses import Lapses
 from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
 from romancy_stream.runtime.relay import Relay
@@ -47,6 +48,7 @@ class EngineService:
         worker_id: str,
         on_commit: Callable[[Commit], None],
         on_ownership: Callable[[], None],
+        dedup_window_s: float = DEDUP_WINDOW_S,
     ) -> None:
         self.core = EngineCore(config, workflows)
         self.topics = Topics(config.namespace)
@@ -57,6 +59,7 @@ class EngineService:
         self._on_ownership = on_ownership
         self._sweeper = Sweeper(self.core, store, broker)
         self._lapses = Lapses(self.core, store)
+        self._expiry = Expiry(self.core, store, dedup_window_s)
         self._owned: frozenset[int] = frozenset()
         self._assigned = asyncio.Event()
         self._progress = False
@@ -106,6 +109,7 @@ class EngineService:
             asyncio.create_task(processor.run_timers(), name="romancy-timers"),
             asyncio.create_task(self._sweeper.run(), name="romancy-sweeper"),
             asyncio.create_task(self._lapses.run(processor.feed), name="romancy-lapses"),
+            asyncio.create_task(self._expiry.run(processor.feed), name="romancy-expiry"),
         ]
         try:
             await _first_failure([running, *others, relay.failure])

@@ -350,9 +350,9 @@ def test_events_start_only_workflows_that_ask_for_it() -> None:
     async def order_placed(ctx: WorkflowContext, order: dict[str, Any]) -> Any:
         return order["id"]
 
-    world = World(order_placed, steps)
+    world = World(order_placed, steps, event_ttl_s=0)
     for kind in ("order_placed", "steps", "something.else"):
-        world.send(WireEvent("e1", "/shop", kind, "any", b'{"id": 7}', "2026-01-01T00:00:00Z"))
+        world.send(WireEvent(f"e/{kind}", "/shop", kind, "any", b'{"id": 7}', "2026-01-01T00:00:00Z"))
     world.run()
     [row] = world.instances.values()
     assert row.output == b"7"
