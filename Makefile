@@ -26,7 +26,7 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[mysql,msgspec,uvloop]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,msgspec,uvloop,encryption,offload]' --group dev
 	@touch $@
 
 lint: venv ## ruff: rules and format

@@ -1,5 +1,7 @@
-"""The workflow that is measured: three steps that do nothing. Where it runs comes from ROMANCY_NAMESPACE,
-ROMANCY_BROKER and ROMANCY_DATABASE, so that the same app is engine, worker and client, each in its process."""
+"""The workflows that are measured; their steps do nothing. Where they run comes from ROMANCY_NAMESPACE, ROMANCY_BROKER
+and ROMANCY_DATABASE, so that the same app is engine, worker and client, each in its process."""
+
+import asyncio
 
 from benchmarks.settings import PARTITIONS
 from romancy_stream import App, WorkflowContext
@@ -15,3 +17,27 @@ async def step(number: int) -> int:
 @app.workflow
 async def three_steps(ctx: WorkflowContext, number: int) -> int:
     return await step(await step(await step(number)))
+
+
+@app.workflow
+async def parallel_steps(ctx: WorkflowContext, count: int) -> int:
+    return sum(await asyncio.gather(*(step(number) for number in range(count))))
+
+
+@app.workflow
+async def sequential_steps(ctx: WorkflowContext, count: int) -> int:
+    number = 0
+    for _ in range(count):
+        number = await step(number) + 1
+    return number
+
+
+@app.workflow
+async def wait_for_go(ctx: WorkflowContext) -> str:
+    return (await ctx.wait_event("bench.go")).id
+
+
+@app.workflow
+async def sleep_until_due(ctx: WorkflowContext, due_s: float) -> float:
+    await ctx.sleep(due_s - ctx.now().timestamp())
+    return ctx.now().timestamp()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
+from typing import Final
 
-from benchmarks.app import app, three_steps
+from benchmarks.app import app, parallel_steps, sequential_steps, sleep_until_due, three_steps, wait_for_go
 from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
 from benchmarks.settings import ANSWER_LIMIT_S, STARTS_AT_ONCE
 from romancy_stream.cli.worker import calm_collector
 from romancy_stream.client import BaseClient
 from romancy_stream.handle import Handle
+
+STEP_ENDED: Final = "activity.completed"
 
 
 class EngineDriver:
@@ -31,6 +35,64 @@ class EngineDriver:
             handles += await asyncio.gather(*(self._client.start(three_steps, number) for number in numbers))
         results = await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
         assert results == list(range(count))
+
+    # -- shapes of work: each returns what it took, in seconds ---------------------------------------------------
+    async def parallel(self, count: int) -> dict[str, float]:
+        begun_s = time.perf_counter()
+        handle = await self._client.start(parallel_steps, count)
+        assert await handle.result(timeout=ANSWER_LIMIT_S) == count * (count - 1) // 2
+        return {"wall_s": time.perf_counter() - begun_s}
+
+    async def sequential(self, count: int) -> dict[str, float]:
+        """Also what a step takes around the 100th, and at the end."""
+        begun_s = time.perf_counter()
+        handle = await self._client.start(sequential_steps, count)
+        assert await handle.result(timeout=ANSWER_LIMIT_S) == count
+        wall_s = time.perf_counter() - begun_s
+        ends = [e.at.timestamp() for e in await self._client.history(handle.instance_id) if e.kind == STEP_ENDED]
+        early, late = ends[50:150], ends[-100:]
+        return {
+            "wall_s": wall_s,
+            "early_step_s": (early[-1] - early[0]) / (len(early) - 1),
+            "late_step_s": (late[-1] - late[0]) / (len(late) - 1),
+        }
+
+    async def events(self, count: int) -> dict[str, float]:
+        """As many instances wait, each is sent one event; from the first event to the last result."""
+        handles = await asyncio.gather(*(self._client.start(wait_for_go) for _ in range(count)))
+        await self._until(count, "waiting_for_event")
+        begun_s = time.perf_counter()
+        sent = [self._client.send_event(type="bench.go", subject=handle.instance_id) for handle in handles]
+        ids = await asyncio.gather(*sent)
+        results = await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
+        assert results == ids
+        return {"wall_s": time.perf_counter() - begun_s}
+
+    async def timers(self, count: int) -> dict[str, float]:
+        """As many instances sleep until one moment; from that moment to the last result."""
+        due_s = time.time() + 5 + count / 500
+        handles = []
+        for first in range(0, count, STARTS_AT_ONCE):
+            number = min(STARTS_AT_ONCE, count - first)
+            handles += await asyncio.gather(*(self._client.start(sleep_until_due, due_s) for _ in range(number)))
+        await self._until(count, "waiting_for_timer")
+        assert time.time() < due_s, "the instances were not asleep in time"
+        await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
+        return {"wall_s": time.time() - due_s}
+
+    async def _until(self, count: int, status: str) -> None:
+        """As many instances have this status."""
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            while await self._count(status) < count:  # noqa: ASYNC110 - another process brings it about
+                await asyncio.sleep(0.05)
+
+    async def _count(self, status: str) -> int:
+        count, token = 0, None
+        while True:
+            page = await self._client.list_instances(status=status, limit=500, page_token=token)
+            count, token = count + len(page.instances), page.next_page_token
+            if token is None:
+                return count
 
 
 async def _run(alone: bool) -> None:

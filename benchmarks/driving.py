@@ -21,7 +21,8 @@ class Driver(Protocol):
 
 
 async def obey(driver: Driver) -> None:
-    """Until the input ends. "burst N" -> {"wall_s"}; "singles N" -> {"latencies_s"}."""
+    """Until the input ends. "burst N" -> {"wall_s"}; "singles N" -> {"latencies_s"}; other orders are methods of the
+    driver that take a number and return an answer."""
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -29,7 +30,10 @@ async def obey(driver: Driver) -> None:
         _say({"ready": True})
         while line := await lines.readline():
             order, count = line.decode().split()
-            _say(await _ORDERS[order](driver, int(count)))
+            if order in _ORDERS:
+                _say(await _ORDERS[order](driver, int(count)))
+            else:
+                _say(await getattr(driver, order)(int(count)))
     finally:
         transport.close()
 

@@ -213,6 +213,8 @@ ENGINE: Final = {
     "worker": (*ROMANCY, "--roles", "worker", "--no-init"),
     "client": ("-m", "benchmarks.client"),
 }
+TOGETHER: Final = {"engine": (*ROMANCY, "--no-init"), "client": ("-m", "benchmarks.client")}
+"""Engine and worker in one process, as `romancy worker` runs them."""
 ALONE: Final = {"client": ("-m", "benchmarks.client", "--alone")}
 
 
