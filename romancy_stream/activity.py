@@ -21,9 +21,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from romancy_stream.context import publication
-from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, current_scope
+from romancy_stream.engine.definitions import ActivityCall, Publication, Scope, UndoCall, current_scope
 from romancy_stream.engine.parameters import Parameters, checked_name, is_context_parameter, signature
 from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
+from romancy_stream.engine.undoing import RESULT, named_call, shared_names
 from romancy_stream.errors import ActivityContextError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 
@@ -265,6 +266,7 @@ class Activity(Generic[P, R]):
         queue: str = DEFAULT_QUEUE,
         heartbeat_timeout: float | timedelta | None = None,
         priority: int | None = None,
+        compensate: Activity[..., Any] | None = None,
     ) -> None:
         if not inspect.isroutine(function) or _is_generator(function):
             raise TypeError(f"an activity must be an `async def` or `def` function, not {function!r}")
@@ -284,11 +286,19 @@ class Activity(Generic[P, R]):
             priority=_priority(priority),
         )
         self.parameters = Parameters(function, skip=int(self.takes_context), what=what)
+        self.compensate = compensate
+        if compensate is not None:
+            if not isinstance(compensate, Activity):
+                raise TypeError(f"{what}: compensate= takes an activity (decorate it as one), not {compensate!r}")
+            self._shared = shared_names(self.parameters, compensate.parameters)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Nothing happens, and no id is taken, before the coroutine first runs."""
         self.parameters.check_call(args, kwargs)
+        scope = current_scope()
+        if scope is not None:
+            scope.refuse_if_leaving()  # now: else Python reports coroutines that a `finally` could not await any more
         coroutine = cast("CoroutineType[Any, Any, R]", self._call(args, kwargs))
         coroutine.__name__ = self.__name__  # both for Python's report of a forgotten await
         coroutine.__qualname__ = self.__qualname__
@@ -359,22 +369,33 @@ class Activity(Generic[P, R]):
         return await self._run(attempt, args, kwargs)
 
     async def _schedule(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        options = self.options
-        raw = await scope.schedule_activity(
-            ActivityCall(
-                name=self.name,
-                args=self.parameters.encode_call(args, kwargs),
-                queue=options.queue,
-                policy=options.retry,
-                timeout_s=options.timeout_s,
-                total_timeout_s=options.total_timeout_s,
-                activity_id=options.activity_id,
-                heartbeat_timeout_s=options.heartbeat_timeout_s,
-                priority=options.priority,
-            )
-        )
+        call = self.call_with(self.parameters.encode_call(args, kwargs), self._undo(args, kwargs))
+        raw = await scope.schedule_activity(call)
         result: R = self.parameters.result.decode(b"null" if raw is None else raw)
         return result
+
+    def call_with(self, raw_args: bytes, undo: UndoCall | None = None) -> ActivityCall:
+        """For the engine, with this activity's options."""
+        options = self.options
+        return ActivityCall(
+            name=self.name,
+            args=raw_args,
+            queue=options.queue,
+            policy=options.retry,
+            timeout_s=options.timeout_s,
+            total_timeout_s=options.total_timeout_s,
+            activity_id=options.activity_id,
+            heartbeat_timeout_s=options.heartbeat_timeout_s,
+            priority=options.priority,
+            undo=undo,
+        )
+
+    def _undo(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UndoCall | None:
+        compensate = self.compensate
+        if compensate is None:
+            return None
+        raw_args = named_call(self.parameters.encode_named(args, kwargs, self._shared))
+        return UndoCall(compensate.call_with(raw_args), RESULT in compensate.parameters.names)
 
     async def _run(self, attempt: _Attempt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """The function itself, in this attempt (None: in none). Its context becomes the current one."""
@@ -505,6 +526,7 @@ class ActivityDefiner(Protocol):
         queue: str = DEFAULT_QUEUE,
         heartbeat_timeout: float | timedelta | None = None,
         priority: int | None = None,
+        compensate: Activity[..., Any] | None = None,
     ) -> ActivityDecorator: ...
 
 
@@ -519,6 +541,7 @@ def define_activity(
     queue: str = DEFAULT_QUEUE,
     heartbeat_timeout: float | timedelta | None = None,
     priority: int | None = None,
+    compensate: Activity[..., Any] | None = None,
 ) -> Activity[Any, Any]:
     return Activity(
         function,
@@ -530,6 +553,7 @@ def define_activity(
         queue=queue,
         heartbeat_timeout=heartbeat_timeout,
         priority=priority,
+        compensate=compensate,
     )
 
 

@@ -12,6 +12,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── StartRefusedError                  the engine could not take the start; see the dead letters
     ├── InstanceExistsError                on_conflict="fail" and the id is taken
     ├── InstanceNotFoundError              no instance has this id
+    ├── InstanceNotCancellableError        it has finished, and not by being cancelled
     ├── InstanceFinishedError              the instance has ended, or its code has
     ├── InstanceParkedError                the instance is halted; nothing can be asked of its code
     ├── UnknownHandlerError                the workflow has no such signal, query or update
@@ -116,6 +117,10 @@ class InstanceNotFoundError(RomancyError):
     code = "instance_not_found"
 
 
+class InstanceNotCancellableError(RomancyError):
+    code = "instance_not_cancellable"
+
+
 class InstanceFinishedError(RomancyError):
     code = "instance_finished"
 
@@ -176,25 +181,54 @@ class PayloadTooLargeError(PayloadError):
 
 class WorkflowFailedError(RomancyError):
     """`error_type`, `message` and `stack` are those of the error that ended the workflow; `__cause__` is that
-    error itself when its class can be imported here."""
+    error itself when its class can be imported here. `compensation_failed` are ids of activities that could not be
+    undone."""
 
     code = "workflow_failed"
 
-    def __init__(self, instance_id: str, error_type: str, message: str, stack: str | None = None) -> None:
-        super().__init__(f"workflow instance {instance_id} failed: {error_type}: {message}")
+    def __init__(
+        self,
+        instance_id: str,
+        error_type: str,
+        message: str,
+        stack: str | None = None,
+        compensation_failed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            f"workflow instance {instance_id} failed: {error_type}: {message}{_not_undone(compensation_failed)}"
+        )
         self.instance_id = instance_id
         self.error_type = error_type
         self.message = message
         self.stack = stack
+        self.compensation_failed = list(compensation_failed)
 
 
 class WorkflowCancelledError(RomancyError):
+    """`by` is the source of the command that asked for it, or the id of the parent. `compensation_failed` as in
+    WorkflowFailedError."""
+
     code = "workflow_cancelled"
 
-    def __init__(self, instance_id: str, reason: str | None = None) -> None:
-        super().__init__(f"workflow instance {instance_id} was cancelled" + (f": {reason}" if reason else ""))
+    def __init__(
+        self,
+        instance_id: str,
+        reason: str | None = None,
+        by: str | None = None,
+        compensation_failed: Sequence[str] = (),
+    ) -> None:
+        why = f": {reason}" if reason else ""
+        super().__init__(
+            f"workflow instance {instance_id} was cancelled{why}{_not_undone(compensation_failed)}"
+        )
         self.instance_id = instance_id
         self.reason = reason
+        self.by = by
+        self.compensation_failed = list(compensation_failed)
+
+
+def _not_undone(refs: Sequence[str]) -> str:
+    return f"; could not be undone: {', '.join(refs)}" if refs else ""
 
 
 class ChildWorkflowError(RomancyError):

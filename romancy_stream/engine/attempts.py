@@ -119,10 +119,17 @@ class Attempts:
     def _attempt_completed(self, batch: Batch, entry: Entry, event: WireEvent) -> None:
         activity = self._open_activity(entry, event)
         if activity is None:
-            self._core.stats["late_result"] += 1
+            self._late(batch, entry, event)
             return
         attrs = {"attempt": int(event.extensions[w.X_ATTEMPT]), **_attempt_facts(event)}
         self._ended(batch, entry, h.ACTIVITY_COMPLETED, activity.activity_id, attrs, event.data)
+
+    def _late(self, batch: Batch, entry: Entry, event: WireEvent) -> None:
+        """Nobody waits for it; but what was cancelled and has happened all the same may have to be undone."""
+        attempt, ref = whole_number(event.extensions[w.X_ATTEMPT]), event.extensions[w.X_ACTIVITY_ID]
+        attrs = {"attempt": attempt, **_attempt_facts(event)}
+        if attempt is None or not saga.found(batch, entry, event.extensions[w.X_RUN], ref, attrs, event.data):
+            self._core.stats["late_result"] += 1
 
     def _attempt_failed(self, batch: Batch, event: WireEvent) -> None:
         found = self._failed_attempt(event)

@@ -42,6 +42,15 @@ class ActivityCall:
     activity_id: str | None
     heartbeat_timeout_s: float | None = None
     priority: int | None = None
+    undo: UndoCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoCall:
+    """The compensation of a call. `wants_result`: the activity's result becomes its keyword argument `result`."""
+
+    call: ActivityCall
+    wants_result: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +88,15 @@ class Scope(Protocol):
 
     def now_us(self) -> int: ...
     def uuid(self) -> UUID: ...
+    def refuse_if_leaving(self) -> None:
+        """Raises what ends the code of an instance that leaves the cache."""
+        ...
 
     def schedule_activity(self, call: ActivityCall) -> asyncio.Future[bytes | None]:
         """Result: raw JSON. Raises DuplicateActivityIdError at once; the future raises the activity's error."""
         ...
 
+    def register_compensation(self, call: ActivityCall) -> None: ...
     def start_timer(self, due_us: int) -> asyncio.Future[None]: ...
     def publish(self, publication: Publication) -> None: ...
     def recur(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:

@@ -145,6 +145,9 @@ class LiveInstance:
     def now_us(self) -> int:
         return self._loop.now_us
 
+    def refuse_if_leaving(self) -> None:
+        self._loop.refuse_if_evicting()
+
     def uuid(self) -> UUID:
         return UUID(int=self.random.getrandbits(128), version=4)
 

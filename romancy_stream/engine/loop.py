@@ -171,9 +171,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._generators.clear()
             del self._host  # who holds this loop: the two of them need no garbage collector to go
 
-    def _refuse(self) -> None:
+    def refuse_if_evicting(self) -> None:
         if self._evicting:
             raise Evicted
+
+    def _refuse(self) -> None:
+        self.refuse_if_evicting()
         if self.read_only:
             raise ReadOnlyError("queries, validators and conditions may only look at a workflow")
 

@@ -83,6 +83,14 @@ class Parameters:
         """Of the parameters that are data."""
         return tuple(p.name for p in self._parameters)
 
+    @property
+    def required(self) -> frozenset[str]:
+        return self._required
+
+    @property
+    def positional_only(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self._parameters if p.kind is Parameter.POSITIONAL_ONLY)
+
     # -- hints ---------------------------------------------------------------------------------------------
     def resolve(self) -> None:
         """Raises ConfigurationError that names the function and the parameter."""
@@ -213,6 +221,15 @@ class Parameters:
         )
         by_name = b",".join([b'"%s":%s' % (name.encode(), codecs[name].encode(v)) for name, v in kwargs.items()])
         return checked(b'{"args":[' + by_position + b'],"kwargs":{' + by_name + b"}}", self.what, _CALL_DEPTH)
+
+    def encode_named(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], names: Iterable[str]
+    ) -> list[tuple[str, bytes]]:
+        """Some of the arguments of a call, each for itself, defaults too. TypeError, PayloadError."""
+        bound = self._bind(args, kwargs)
+        bound.apply_defaults()
+        codecs = self._get().codecs
+        return [(name, codecs[name].encode(bound.arguments[name])) for name in names]
 
     def decode_call(self, raw: bytes) -> Arguments:
         """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code."""
