@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +26,7 @@ from romancy_stream.engine.parameters import Parameters, checked_name, is_contex
 from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
 from romancy_stream.engine.undoing import RESULT, named_call, shared_names
 from romancy_stream.errors import ActivityContextError, PayloadTooLargeError
+from romancy_stream.messaging import message_publication
 from romancy_stream.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -155,6 +156,11 @@ class ActivityContext:
     ) -> None:
         """A CloudEvent that leaves when this attempt commits, or not at all. ValueError, PayloadError."""
         self._backend.publish(publication(type, data, source, subject, topic))
+
+    def publish(self, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None) -> None:
+        """A message to the subscribers of a channel, which leaves when this attempt commits, or not at all. ValueError,
+        PayloadError."""
+        self._backend.publish(message_publication(channel, data, metadata))
 
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Called after the commit; a process that dies in between never calls it."""

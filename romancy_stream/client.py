@@ -22,6 +22,7 @@ from romancy_stream.errors import (
 from romancy_stream.handle import Handle, rejection
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
+from romancy_stream.messaging import ChannelClient
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.store.port import InstanceQuery, Store
 from romancy_stream.wire import event as w
@@ -40,7 +41,7 @@ START_ANSWER_TIMEOUT_S: Final = 30.0
 """How long `on_conflict="fail"` waits for the engine to say whether the id was free."""
 
 
-class BaseClient:
+class BaseClient(ChannelClient):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str

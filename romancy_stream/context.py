@@ -15,6 +15,7 @@ from romancy_stream.engine.definitions import Publication, Scope
 from romancy_stream.engine.matching import checked_match
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.events import EventType, ReceivedEvent, checked_type, received
+from romancy_stream.messaging import ChannelContext
 from romancy_stream.wire.event import RESERVED_PREFIX
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PATCH_CHARS: Final = 200
 _US: Final = timedelta(microseconds=1)
 
 
-class WorkflowContext:
+class WorkflowContext(ChannelContext):
     """One per run; the first parameter of every workflow."""
 
     __slots__ = ("_scope",)

@@ -24,7 +24,7 @@ import pytest
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "ids", "contract"}
-DEFINITIONS = {"events", "context", "workflow", "activity", "registry"}
+DEFINITIONS = {"events", "messaging", "context", "workflow", "activity", "registry"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
@@ -35,9 +35,10 @@ MAY_USE: dict[str, set[str]] = {
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
     "events": {"engine", "wire"},
-    "context": {"errors", "engine", "wire", "events"},
+    "messaging": {"ids", "engine", "wire"},
+    "context": {"errors", "engine", "wire", "events", "messaging"},
     "workflow": {"errors", "engine", "context"},
-    "activity": {"errors", "retry", "engine", "context"},
+    "activity": {"errors", "retry", "engine", "messaging", "context"},
     "registry": {"errors", "events", "workflow", "activity"},
     "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},

@@ -55,13 +55,16 @@ class UndoCall:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A CloudEvent published by workflow code. `data` is raw JSON; `source`, `topic` None: the defaults."""
+    """A CloudEvent that user code publishes. `data` is raw JSON; `source`, `topic` None: the defaults. `channel`: it is
+    a message to that channel, with `metadata`, the text of a JSON object."""
 
     type: str
     data: bytes | None
     source: str | None
     subject: str | None
     topic: str | None
+    channel: str | None = None
+    metadata: str | None = None
 
 
 class Scope(Protocol):

@@ -10,6 +10,7 @@ from typing import Final
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.engine.definitions import Publication
+from romancy_stream.engine.messages import channel_entity
 from romancy_stream.engine.outgoing import short_id
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
@@ -204,6 +205,12 @@ class Messages:
         """The n-th event (from 1) that the attempt publishes. In another attempt the n-th has the same id. Raises
         PayloadTooLargeError or PayloadError for what readers would refuse."""
         instance_id = task.key.instance_id
+        key, topic, about = instance_id, publication.topic or self.topics.events, {w.X_INSTANCE: instance_id}
+        if publication.channel is not None:
+            key, topic = channel_entity(publication.channel), self.topics.commands
+            about = {w.X_CHANNEL: publication.channel, w.X_SENDER: instance_id}
+            if publication.metadata is not None:
+                about[w.X_METADATA] = publication.metadata
         event = WireEvent(
             id=short_id(f"{task.idempotency_key}/{n}"),
             source=publication.source or self._source,
@@ -212,8 +219,8 @@ class Messages:
             data=publication.data,
             time=new_event_time(now_us),
             extensions={
-                w.X_PARTITION_KEY: instance_id,
-                w.X_INSTANCE: instance_id,
+                w.X_PARTITION_KEY: key,
+                **about,
                 w.X_CAUSATION: task.request_id,
                 w.X_CAUSATION_SOURCE: task.request_source,
                 **task.trace,
@@ -221,7 +228,7 @@ class Messages:
         )
         require_sendable(event)
         headers, value = encode_text(event)
-        return Message(publication.topic or self.topics.events, instance_id, headers, value, None)
+        return Message(topic, key, headers, value, None)
 
     # -- what cannot be read -------------------------------------------------------------------------------------
     def dead_letter(self, record: Record, problem: Malformed, now_us: int) -> Message:

@@ -1,0 +1,181 @@
+"""Channels and groups as users see them: what workflow code does with them (`ctx`), and what app and client do from
+outside."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, Final, TypeVar, overload
+
+from romancy_stream.engine.definitions import Publication, Scope
+from romancy_stream.engine.messages import (
+    Mode,
+    ReceivedMessage,
+    channel_entity,
+    checked_channel,
+    checked_group,
+    checked_mode,
+    encode_metadata,
+)
+from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
+from romancy_stream.ids import uuid7_hex
+from romancy_stream.wire import event as w
+from romancy_stream.wire.codec import new_event_time
+from romancy_stream.wire.event import WireEvent
+
+M = TypeVar("M")
+
+CODECS: Final = 1_000
+"""Types of messages whose codec is kept: more than a program has."""
+
+
+class ChannelContext:
+    """Part of `WorkflowContext`. What sends is not awaited: it is a recorded step, which leaves when this step of the
+    workflow is durable, and never again on replay. What needs an answer is awaited."""
+
+    __slots__ = ()
+    _scope: Scope
+
+    async def subscribe(self, channel: str, mode: Mode = "broadcast") -> None:
+        """Messages that are published from here on come to this workflow: each of them in "broadcast", in "competing"
+        those that no other subscriber gets, in "direct" those that are sent to this instance. The first subscriber
+        decides on the mode of a channel for good: ChannelModeConflictError. Again: nothing happens."""
+        await self._scope.subscriptions.subscribe(checked_channel(channel), checked_mode(mode))
+
+    def unsubscribe(self, channel: str) -> None:
+        """Unread messages of a broadcast channel are dropped; receives that wait raise NotSubscribedError."""
+        self._scope.subscriptions.unsubscribe(checked_channel(channel))
+
+    @overload
+    async def receive(
+        self, channel: str, *, timeout: float | timedelta | None = None, model: None = None
+    ) -> ReceivedMessage[Any]: ...
+    @overload
+    async def receive(
+        self, channel: str, *, timeout: float | timedelta | None = None, model: type[M]
+    ) -> ReceivedMessage[M]: ...
+    @overload
+    async def receive(
+        self, channel: str, *, timeout: float | timedelta | None = None, model: Any
+    ) -> ReceivedMessage[Any]: ...
+    async def receive(
+        self, channel: str, *, timeout: float | timedelta | None = None, model: Any = None
+    ) -> ReceivedMessage[Any]:
+        """The next message, oldest first. `timeout` in seconds, or a timedelta: MessageTimeoutError. `model`: the type
+        of the data; PayloadError when it does not fit, and the message is used up. NotSubscribedError."""
+        timeout_s = None if timeout is None else _seconds(timeout)
+        message = await self._scope.subscriptions.receive(checked_channel(channel), timeout_s)
+        return message.received(_decoded(message.channel, message.payload, model))
+
+    def publish(self, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None) -> None:
+        """To the subscribers of a channel. PayloadError."""
+        self._send_message(channel, data, metadata)
+
+    def send_to(
+        self, instance_id: str, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """To the mailbox of one instance, which `receive` of that channel reads. PayloadError. An instance that is not
+        there, or has ended, gets nothing, and nobody is told."""
+        self._send_message(channel, data, metadata, to=_instance(instance_id))
+
+    def send_to_group(
+        self, group: str, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """As `send_to`, to each member of a group; to this instance, too, if it is one. PayloadError."""
+        self._send_message(channel, data, metadata, group=checked_group(group))
+
+    async def join(self, group: str) -> None:
+        """From here on this instance gets what is sent to the group. Again: nothing happens."""
+        await self._scope.subscriptions.join(checked_group(group))
+
+    def leave(self, group: str) -> None:
+        self._scope.subscriptions.leave(checked_group(group))
+
+    def _send_message(self, channel: str, data: Any, metadata: Mapping[str, Any] | None, **to: str) -> None:
+        raw = encode_data(data, f"a message on channel {channel!r}")
+        self._scope.subscriptions.send(checked_channel(channel), raw, encode_metadata(metadata), **to)
+
+
+class ChannelClient:
+    """Part of `App` and `Client`."""
+
+    async def publish(
+        self, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None, *, id: str | None = None
+    ) -> str:
+        """A message to the subscribers of a channel; returns its id when it is durable. The same `id` again changes
+        nothing. PayloadError."""
+        key = channel_entity(checked_channel(channel))
+        return await self._send_message(key, channel, None, data, metadata, id)
+
+    async def send_to(
+        self,
+        instance_id: str,
+        channel: str,
+        data: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,
+    ) -> str:
+        """A message to the mailbox of one instance, which `ctx.receive` of that channel reads; returns its id when it
+        is durable. For an instance that is not there, or has ended, it becomes a dead letter. PayloadError."""
+        checked_channel(channel)
+        return await self._send_message(_instance(instance_id), channel, instance_id, data, metadata, id)
+
+    async def _send_message(
+        self, key: str, channel: str, to: str | None, data: Any, metadata: Mapping[str, Any] | None, id_: str | None
+    ) -> str:
+        extensions = {w.X_CHANNEL: channel, w.X_PARTITION_KEY: key}
+        if (text := encode_metadata(metadata)) is not None:
+            extensions[w.X_METADATA] = text
+        raw = encode_data(data, f"a message on channel {channel!r}")
+        now = new_event_time(time.time_ns() // 1_000)
+        event = WireEvent(id_ or uuid7_hex(), self._source, w.CHANNEL_PUBLISH, to, raw, now, extensions)
+        await self._send(event, key)
+        return event.id
+
+    @property
+    def _source(self) -> str:
+        raise NotImplementedError
+
+    async def _send(self, event: WireEvent, key: str) -> None:
+        raise NotImplementedError
+
+
+def message_publication(channel: str, data: Any, metadata: Mapping[str, Any] | None) -> Publication:
+    """Of an activity. ValueError, PayloadError."""
+    raw = encode_data(data, f"a message on channel {channel!r}")
+    return Publication(
+        w.CHANNEL_PUBLISH, raw, None, None, None, checked_channel(channel), encode_metadata(metadata)
+    )
+
+
+def _instance(instance_id: object) -> str:
+    if not isinstance(instance_id, str) or not instance_id:
+        raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
+    return instance_id
+
+
+def _seconds(timeout: float | timedelta) -> float:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if not math.isfinite(seconds):
+        raise ValueError(f"timeout must be finite, not {timeout!r}")
+    return max(0.0, seconds)
+
+
+def _decoded(channel: str, data: bytes, model: Any) -> Any:
+    what = f"a message on channel {channel!r}"
+    if model is None:
+        return load_plain(data, what)
+    try:
+        codec = _codec(model)
+    except TypeError:  # a hint that cannot be hashed
+        codec = TypeCodec(model, what)
+    return codec.decode(data)
+
+
+@lru_cache(maxsize=CODECS)
+def _codec(model: Any) -> TypeCodec:
+    return TypeCodec(model, "a message")
