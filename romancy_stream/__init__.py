@@ -55,6 +55,7 @@ from romancy_stream.errors import (
     WorkflowIOError,
 )
 from romancy_stream.events import EventType, ReceivedEvent
+from romancy_stream.interaction import Query, Signal, Update, query, signal, update
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
@@ -105,6 +106,7 @@ __all__ = [
     "PartitionCountError",
     "PayloadError",
     "PayloadTooLargeError",
+    "Query",
     "ReadOnlyError",
     "ReceivedEvent",
     "RecordRefusedError",
@@ -113,11 +115,13 @@ __all__ = [
     "RetryLaterError",
     "RetryPolicy",
     "RomancyError",
+    "Signal",
     "StartRefusedError",
     "StoreUnavailableError",
     "TerminalError",
     "UnknownHandlerError",
     "UnknownWorkflowError",
+    "Update",
     "UpdateFailedError",
     "UpdateRejectedError",
     "Workflow",
@@ -129,6 +133,9 @@ __all__ = [
     "WorkflowInstance",
     "activity",
     "activity_context",
+    "query",
+    "signal",
+    "update",
     "workflow",
 ]
 

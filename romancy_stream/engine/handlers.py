@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from romancy_stream.engine import history as h
-from romancy_stream.engine.definitions import HandlerDef, HandlerKind, current_scope, set_current_scope
+from romancy_stream.engine.definitions import HandlerDef, HandlerKind, WorkflowDef, current_scope, set_current_scope
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import StepTooLong, WorkflowLoop
-from romancy_stream.errors import NonDeterminismError, PayloadTooLargeError, ReadOnlyError
+from romancy_stream.errors import NonDeterminismError, PayloadTooLargeError, ReadOnlyError, UnknownHandlerError
 
 if TYPE_CHECKING:
     from romancy_stream.engine.instance import LiveInstance
@@ -184,8 +184,10 @@ class Handlers:
         return answer
 
     def find(self, kind: HandlerKind, name: str) -> HandlerDef | None:
-        handler = self._live.definition.handlers.get(name)
-        return handler if handler is not None and handler.kind == kind else None
+        return handler_of(self._live.definition, kind, name)
+
+    def unknown(self, kind: HandlerKind, name: str) -> UnknownHandlerError:
+        return unknown_handler(self._live.definition, kind, name)
 
     # -- inputs --------------------------------------------------------------------------------------------------
     def signal_received(self, event: HistoryEvent) -> None:
@@ -234,6 +236,16 @@ class Handlers:
         self.answers[event.ref] = (kind, payload)
         if len(self.answers) > ANSWERS_KEPT:
             del self.answers[next(iter(self.answers))]
+
+
+def handler_of(definition: WorkflowDef, kind: HandlerKind, name: str) -> HandlerDef | None:
+    handler = definition.handlers.get(name)
+    return handler if handler is not None and handler.kind == kind else None
+
+
+def unknown_handler(definition: WorkflowDef, kind: HandlerKind, name: str) -> UnknownHandlerError:
+    known = ", ".join(sorted(each.name for each in definition.handlers.values() if each.kind == kind))
+    return UnknownHandlerError(f"workflow {definition.name!r} has no {kind} {name!r}; it has {known or 'none'}")
 
 
 DELIVER: Final[dict[str, Callable[[LiveInstance, HistoryEvent], None]]] = {

@@ -18,6 +18,7 @@ from romancy_stream.engine.answers import refusal
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.definitions import HandlerDef, HandlerKind, definition_of
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.handlers import handler_of, unknown_handler
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
 from romancy_stream.errors import (
@@ -28,7 +29,6 @@ from romancy_stream.errors import (
     PayloadError,
     ReadOnlyError,
     RomancyError,
-    UnknownHandlerError,
     UpdateFailedError,
     UpdateRejectedError,
 )
@@ -150,12 +150,9 @@ def _arguments(core: EngineCore, entry: Entry, kind: HandlerKind, event: WireEve
     definition = definition_of(core.workflows, state.workflow, state.version)
     if definition is None:
         return None
-    handler = definition.handlers.get(name)
-    if handler is None or handler.kind != kind:
-        known = sorted(each.name for each in definition.handlers.values() if each.kind == kind)
-        raise UnknownHandlerError(
-            f"workflow {state.workflow!r} has no {kind} {name!r}; it has {', '.join(known) or 'none'}"
-        )
+    handler = handler_of(definition, kind, name)
+    if handler is None:
+        raise unknown_handler(definition, kind, name)
     return handler, handler.decode(core.opened(event.data))
 
 
