@@ -15,33 +15,29 @@ from romancy_stream.broker.port import Broker
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import (
     ConfigurationError,
-    InstanceExistsError,
     PayloadError,
-    RecordRefusedError,
 )
-from romancy_stream.handle import Handle, rejection
+from romancy_stream.handle import Handle
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.messaging import ChannelClient
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.starting import Starting
 from romancy_stream.store.port import InstanceQuery, Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import encode, new_event_time, require_sendable
-from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.codec import new_event_time
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.record import OutRecord
 from romancy_stream.wire.sdk import from_cloudevent
-from romancy_stream.workflow import I, OnConflict, P, R, Workflow
+from romancy_stream.workflow import Workflow
 
 T = TypeVar("T")
 
 _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
-START_ANSWER_TIMEOUT_S: Final = 30.0
-"""How long `on_conflict="fail"` waits for the engine to say whether the id was free."""
 
-
-class BaseClient(ChannelClient):
+class BaseClient(Starting, ChannelClient):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str
@@ -60,81 +56,7 @@ class BaseClient(ChannelClient):
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    @property
-    def topics(self) -> Topics:
-        return Topics(self.namespace)
-
-    # -- starting and sending ------------------------------------------------------------------------------------
-    @overload
-    async def start(
-        self, workflow: Workflow[[], R], /, *, instance_id: str | None = None, on_conflict: OnConflict | None = None
-    ) -> Handle[R]: ...
-    @overload
-    async def start(
-        self,
-        workflow: Workflow[[I], R],
-        input: I,
-        /,
-        *,
-        instance_id: str | None = None,
-        on_conflict: OnConflict | None = None,
-    ) -> Handle[R]: ...
-    @overload
-    async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    async def start(self, workflow: Workflow[..., Any], /, *args: Any, **kwargs: Any) -> Handle[Any]:
-        """Returns when the command is durable in the broker. The same `instance_id` again is the same instance;
-        with `on_conflict="fail"` it raises InstanceExistsError instead. PayloadError, TypeError for a wrong call."""
-        if not isinstance(workflow, Workflow):
-            raise TypeError(f"start takes a workflow, not {workflow!r}; for one known by its name use start_by_name")
-        workflow, kwargs = _options(workflow, kwargs)
-        data = workflow.encode(*args, **kwargs)
-        options = workflow.options
-        return await self._start(workflow.name, data, options.instance_id, options.on_conflict, workflow)
-
-    async def start_by_name(
-        self, workflow: str, input: Any = None, *, instance_id: str | None = None, on_conflict: OnConflict | None = None
-    ) -> Handle[Any]:
-        """For a workflow whose code is elsewhere: `input` is plain JSON, the result too."""
-        data = encode_data(input, "the input")
-        return await self._start(workflow, data, instance_id, on_conflict or "use_existing", None)
-
-    async def _start(
-        self,
-        name: str,
-        data: bytes | None,
-        instance_id: str | None,
-        on_conflict: OnConflict,
-        workflow: Workflow[..., Any] | None,
-    ) -> Handle[Any]:
-        if on_conflict not in ("use_existing", "fail"):
-            raise ValueError(f'on_conflict must be "use_existing" or "fail", not {on_conflict!r}')
-        if instance_id is None:
-            instance_id = f"{name}-{uuid7_hex()}"
-        elif not isinstance(instance_id, str) or not instance_id:
-            raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
-        extensions = {w.X_WORKFLOW: name, w.X_PARTITION_KEY: instance_id}
-        if on_conflict == "fail":
-            extensions[w.X_CONFLICT] = "fail"
-        command = WireEvent(
-            uuid7_hex(), self._source, w.START, instance_id, data, new_event_time(time.time_ns() // 1_000), extensions
-        )
-        await self._send(command, instance_id)
-        handle: Handle[Any] = Handle(self, instance_id, workflow, command.id)
-        if on_conflict == "fail":
-            await self._answered(command)
-        return handle
-
-    async def _answered(self, command: WireEvent) -> None:
-        assert command.subject is not None
-        outcome = await self._hub.wait(
-            command.subject, command_id=command.id, started=True, timeout_s=START_ANSWER_TIMEOUT_S
-        )
-        if outcome.kind == "rejected":
-            raise rejection(outcome)
-        row = await self._store.get_instance(command.subject)
-        if row is None or (row.event_source, row.event_id) != (command.source, command.id):
-            raise InstanceExistsError(f"instance {command.subject} exists")
-
+    # -- sending -------------------------------------------------------------------------------------------------
     @overload
     async def send_event(self, event: BaseCloudEvent, /) -> str: ...
     @overload
@@ -176,26 +98,9 @@ class BaseClient(ChannelClient):
         await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id
 
-    @property
-    def _source(self) -> str:
-        return f"/romancy/{self.namespace}/client"
-
-    async def _send(self, event: WireEvent, key: str) -> None:
-        require_sendable(event)
-        headers, value = encode(event)
-        [sent] = await self._broker.send([OutRecord(self.topics.commands, key.encode(), value, headers)])
-        try:
-            await sent
-        except RecordRefusedError as error:
-            if self.topics.commands in await self._broker.topics():
-                raise
-            raise ConfigurationError(
-                f"topic {self.topics.commands!r} does not exist yet: start a worker, or run `romancy init MODULE:APP`"
-            ) from error
-
     def handle(self, instance_id: str, workflow: Workflow[..., T] | None = None) -> Handle[T]:
         """To wait for an instance that somebody else started."""
-        return Handle(self, instance_id, workflow, None)
+        return Handle(self, instance_id, workflow, None, None if workflow is None else workflow.name)
 
     # -- reading -------------------------------------------------------------------------------------------------
     async def get_instance(self, instance_id: str) -> WorkflowInstance | None:
@@ -284,16 +189,6 @@ class BaseClient(ChannelClient):
 
 def _us(when: datetime | None) -> int | None:
     return None if when is None else microseconds(when)
-
-
-def _options(workflow: Workflow[..., Any], kwargs: dict[str, Any]) -> tuple[Workflow[..., Any], dict[str, Any]]:
-    """Start options stand beside the input where the workflow has at most one parameter; where it has named ones,
-    all names are its own and options come by `with_options`."""
-    if len(workflow.parameters.names) > 1:
-        return workflow, kwargs
-    options = {name: kwargs[name] for name in ("instance_id", "on_conflict") if name in kwargs}
-    rest = {name: value for name, value in kwargs.items() if name not in options}
-    return workflow.with_options(**options), rest
 
 
 class Client(BaseClient):

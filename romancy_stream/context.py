@@ -11,17 +11,22 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
+from romancy_stream.child import ChildHandle, start_child
 from romancy_stream.engine.definitions import Publication, Scope
 from romancy_stream.engine.matching import checked_match
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.events import EventType, ReceivedEvent, checked_type, received
 from romancy_stream.messaging import ChannelContext
+from romancy_stream.options import ParentClose
 from romancy_stream.wire.event import RESERVED_PREFIX
 
 if TYPE_CHECKING:
     from romancy_stream.activity import Activity
+    from romancy_stream.workflow import Startable
 
 P = ParamSpec("P")
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741
 M = TypeVar("M")
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -164,6 +169,69 @@ class WorkflowContext(ChannelContext):
         of it any more. ValueError for a name that is none."""
         self._scope.handlers.deprecate_patch(_patch(patch))
 
+    # -- children ------------------------------------------------------------------------------------------------
+    @overload
+    async def child(
+        self,
+        workflow: Startable[[], R],
+        /,
+        *,
+        instance_id: str | None = None,
+        parent_close: ParentClose = "cancel",
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+    ) -> R: ...
+    @overload
+    async def child(
+        self,
+        workflow: Startable[[I], R],
+        input: I,
+        /,
+        *,
+        instance_id: str | None = None,
+        parent_close: ParentClose = "cancel",
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+    ) -> R: ...
+    @overload
+    async def child(self, workflow: Startable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def child(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs a workflow of its own, in its own instance, and returns its result. ChildWorkflowError, whose cause is
+        the child's error; ChildCancelledError. `parent_close`: when this run ends first, however it does, the child is
+        cancelled, or goes on; the same when this call is cancelled. Named parameters take options by
+        `workflow.with_options(...)`."""
+        return await start_child(self._scope, workflow, args, kwargs)._outcome()
+
+    @overload
+    async def start_child(
+        self,
+        workflow: Startable[[], R],
+        /,
+        *,
+        instance_id: str | None = None,
+        parent_close: ParentClose = "cancel",
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+    ) -> ChildHandle[R]: ...
+    @overload
+    async def start_child(
+        self,
+        workflow: Startable[[I], R],
+        input: I,
+        /,
+        *,
+        instance_id: str | None = None,
+        parent_close: ParentClose = "cancel",
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+    ) -> ChildHandle[R]: ...
+    @overload
+    async def start_child(self, workflow: Startable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> ChildHandle[R]: ...
+    async def start_child(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As `child`, without waiting for the result."""
+        return start_child(self._scope, workflow, args, kwargs)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
     async def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Ends this run and begins the next one, under the same id, with this input: the workflow's own parameters.
         Whoever waits for the instance waits on. Call it in the workflow's own task, not in one that it has made:

@@ -24,12 +24,18 @@ class Handle(Generic[R]):
     """A started instance."""
 
     def __init__(
-        self, client: BaseClient, instance_id: str, workflow: Workflow[..., R] | None, command_id: str | None
+        self,
+        client: BaseClient,
+        instance_id: str,
+        workflow: Workflow[..., R] | None,
+        command_id: str | None,
+        workflow_name: str | None = None,
     ) -> None:
         self.instance_id = instance_id
         self._client = client
         self._workflow = workflow
         self._command_id = command_id
+        self._workflow_name = workflow_name
 
     def __repr__(self) -> str:
         return f"<Handle {self.instance_id}>"
@@ -41,6 +47,7 @@ class Handle(Generic[R]):
         outcome = await self._client._hub.wait(
             self.instance_id,
             command_id=self._command_id,
+            workflow=self._workflow_name,
             timeout_s=timeout,
             poll_interval_s=self._client._poll_interval_s,
         )

@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from inspect import Parameter
 from typing import (
     TYPE_CHECKING,
@@ -16,7 +17,6 @@ from typing import (
     Concatenate,
     Final,
     Generic,
-    Literal,
     ParamSpec,
     Protocol,
     TypeAlias,
@@ -25,6 +25,7 @@ from typing import (
     overload,
 )
 
+from romancy_stream.child import OF_CLASS
 from romancy_stream.context import WorkflowContext
 from romancy_stream.engine.definitions import Scope
 from romancy_stream.engine.parameters import Arguments, Parameters, checked_name, is_context_parameter, signature
@@ -41,18 +42,15 @@ from romancy_stream.interaction import (
     methods_of,
     resolve_all,
 )
+from romancy_stream.options import CHILD_OPTIONS, START_OPTIONS, OnConflict, ParentClose, Reuse, StartOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 I = TypeVar("I")  # noqa: E741
 
-OnConflict = Literal["use_existing", "fail"]
-
 VERSION_CHARS: Final = 100
 """Of a workflow's version: the width of its column."""
-_OF_CLASS: Final = "__romancy_workflow__"
-"""Attribute of a class that is a workflow."""
 
 
 class WorkflowHandle(Protocol[R_co]):
@@ -67,12 +65,6 @@ class WorkflowHandle(Protocol[R_co]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class StartOptions:
-    instance_id: str | None = None
-    on_conflict: OnConflict = "use_existing"
-
-
 class Runs(Protocol[P, R_co]):
     """What a class has to have to be a workflow. `__init__` takes ctx or nothing, and may be left out."""
 
@@ -84,7 +76,15 @@ class Starter(Protocol):
 
     @overload
     async def start(
-        self, workflow: Startable[[], R], /, *, instance_id: str | None = None, on_conflict: OnConflict | None = None
+        self,
+        workflow: Startable[[], R],
+        /,
+        *,
+        instance_id: str | None = None,
+        on_conflict: OnConflict | None = None,
+        reuse: Reuse | None = None,
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
     ) -> WorkflowHandle[R]: ...
     @overload
     async def start(
@@ -95,6 +95,9 @@ class Starter(Protocol):
         *,
         instance_id: str | None = None,
         on_conflict: OnConflict | None = None,
+        reuse: Reuse | None = None,
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
     ) -> WorkflowHandle[R]: ...
     @overload
     async def start(self, workflow: Startable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]: ...
@@ -152,7 +155,7 @@ class Workflow(Generic[P, R]):
     @staticmethod
     def of(workflow: Startable[P, R], /) -> Workflow[P, R]:
         """Of a class that is a workflow, or of what is one already. TypeError for anything else."""
-        found = vars(workflow).get(_OF_CLASS) if isinstance(workflow, type) else workflow
+        found = vars(workflow).get(OF_CLASS) if isinstance(workflow, type) else workflow
         if not isinstance(found, Workflow):
             hint = ": it needs @workflow" if isinstance(workflow, type) else ""
             raise TypeError(f"{workflow!r} is no workflow{hint}")
@@ -198,14 +201,43 @@ class Workflow(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Workflow {self.name}>"
 
-    def with_options(self, *, instance_id: str | None = None, on_conflict: OnConflict | None = None) -> Workflow[P, R]:
-        """The same workflow, to be started with these options; None keeps what was set."""
+    def with_options(
+        self,
+        *,
+        instance_id: str | None = None,
+        on_conflict: OnConflict | None = None,
+        reuse: Reuse | None = None,
+        start_delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+        parent_close: ParentClose | None = None,
+    ) -> Workflow[P, R]:
+        """The same workflow, to be started with these options; None keeps what was set. `parent_close` is for children,
+        `on_conflict` and `reuse` are for all others."""
+        given = {
+            "instance_id": instance_id,
+            "on_conflict": on_conflict,
+            "reuse": reuse,
+            "start_delay": start_delay,
+            "start_at": start_at,
+            "parent_close": parent_close,
+        }
         changed = copy.copy(self)
-        changed.options = StartOptions(
-            self.options.instance_id if instance_id is None else instance_id,
-            self.options.on_conflict if on_conflict is None else on_conflict,
-        )
+        changed.options = self.options.changed(given)
         return changed
+
+    def of_start(self, kwargs: dict[str, Any]) -> tuple[Workflow[P, R], dict[str, Any]]:
+        """Start options stand beside the input where the workflow has at most one parameter; where it has named ones,
+        all names are its own and options come by `with_options`."""
+        return self._of_call(kwargs, START_OPTIONS)
+
+    def of_child(self, kwargs: dict[str, Any]) -> tuple[Workflow[P, R], dict[str, Any]]:
+        return self._of_call(kwargs, CHILD_OPTIONS)
+
+    def _of_call(self, kwargs: dict[str, Any], names: tuple[str, ...]) -> tuple[Workflow[P, R], dict[str, Any]]:
+        options = {name: kwargs[name] for name in names if name in kwargs}
+        if not options or len(self.parameters.names) > 1:
+            return self, kwargs
+        return self.with_options(**options), {name: kwargs[name] for name in kwargs if name not in options}
 
     def bind(self, starter: Starter) -> None:
         """Called by the app that the workflow is registered with; the last one starts it."""
@@ -316,12 +348,12 @@ class WorkflowDefiner(Protocol):
 def define_workflow(code: Any, **options: Any) -> Workflow[Any, Any]:
     made: Workflow[Any, Any] = Workflow(code, **options)
     if isinstance(code, type):
-        setattr(code, _OF_CLASS, made)
+        setattr(code, OF_CLASS, made)
     return made
 
 
 def is_workflow_class(cls: type) -> bool:
-    return _OF_CLASS in vars(cls)
+    return OF_CLASS in vars(cls)
 
 
 def decorated(code: Any, made: Workflow[Any, Any]) -> Any:

@@ -24,6 +24,7 @@ from romancy_stream.client import BaseClient
 from romancy_stream.errors import InstanceNotFoundError, InvalidInputError, PayloadError, UnknownWorkflowError
 from romancy_stream.handle import Handle
 from romancy_stream.instances import ActivityView, HistoryEntry, Page, WorkflowInstance, microseconds
+from romancy_stream.options import START_OPTIONS
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.wire.event import RESERVED_PREFIX
 from romancy_stream.workflow import Workflow
@@ -101,7 +102,7 @@ def _decoded(workflow: Workflow[Any, Any], raw: bytes | None) -> tuple[tuple[Any
         args, kwargs = workflow.decode(raw)
     except PayloadError as error:
         raise InvalidInputError(str(error), error.errors) from error
-    if len(workflow.parameters.names) == 1 and kwargs.keys() & {"instance_id", "on_conflict"}:
+    if len(workflow.parameters.names) == 1 and kwargs.keys() & set(START_OPTIONS):
         return tuple(kwargs.values()), {}  # a parameter of that name, not the option
     return args, kwargs
 

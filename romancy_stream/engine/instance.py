@@ -355,9 +355,10 @@ class LiveInstance:
 
     def _activity_left(self, activity_id: str, future: asyncio.Future[bytes | None]) -> None:
         """Its future is done. When the code has cancelled it: nobody waits for the activity any more."""
-        if future.cancelled() and self._waiting.pop(activity_id, None) is not None:
-            if not self.take_back(h.ACTIVITY_SCHEDULED, activity_id):
-                self.emit(h.ACTIVITY_CANCELLED, activity_id)
+        if not future.cancelled() or self._waiting.pop(activity_id, None) is None:
+            return
+        if not self.take_back(h.ACTIVITY_SCHEDULED, activity_id):  # else: nobody has seen it
+            self.emit(h.ACTIVITY_CANCELLED, activity_id)
 
     def _cancel_requested(self, event: HistoryEvent) -> None:
         assert self._main is not None

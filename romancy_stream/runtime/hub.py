@@ -20,7 +20,7 @@ import orjson
 
 from romancy_stream.broker.port import Broker, Record, Tail
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
-from romancy_stream.errors import BrokerUnavailableError, StoreUnavailableError
+from romancy_stream.errors import BrokerUnavailableError, InstanceExistsError, StoreUnavailableError
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
@@ -51,11 +51,12 @@ class Outcome:
 @dataclass(eq=False, slots=True)
 class _Waiter:
     """`command_id`: the id of the start that is waited for; a rejection of another start is not ours. None: any.
-    `started`: whether to wake on the start already."""
+    `started`: whether to wake on the start already. `workflow`: whose instance it should be; None: anyone's."""
 
     future: asyncio.Future[Outcome]
     command_id: str | None
     started: bool
+    workflow: str | None
 
 
 Lookup = Callable[[], Awaitable[bytes | None]]
@@ -151,11 +152,13 @@ class ResultHub:
         *,
         command_id: str | None = None,
         started: bool = False,
+        workflow: str | None = None,
         timeout_s: float | None = None,
         poll_interval_s: float | None = None,
     ) -> Outcome:
-        """The end of an instance, or with `started` its beginning. TimeoutError."""
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started)
+        """The end of an instance, or with `started` its beginning. TimeoutError; InstanceExistsError where it is one of
+        another workflow."""
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started, workflow)
         self._waiters.setdefault(instance_id, []).append(waiter)
         try:
             async with asyncio.timeout(timeout_s):
@@ -259,15 +262,21 @@ class ResultHub:
         kind = _KINDS.get(event.type)
         if kind is not None:
             outcome = Outcome(kind, _payload(kind, event.data))
-            self._tell(event.subject, outcome, event.extensions.get(w.X_CAUSATION))
+            workflow = event.extensions.get(w.X_WORKFLOW, "")
+            self._tell(event.subject, outcome, event.extensions.get(w.X_CAUSATION), workflow)
 
     def _answered(self, event: WireEvent) -> None:
         question = self._questions.get(event.extensions.get(w.X_CAUSATION, ""))
         if question is not None and question.instance_id == event.subject and not question.future.done():
             question.future.set_result(event.data or b"null")
 
-    def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None) -> None:
+    def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None, workflow: str) -> None:
         for waiter in self._waiters.get(instance_id, ()):
+            if outcome.kind != "rejected" and waiter.workflow not in (None, workflow):
+                if not waiter.future.done():
+                    message = f"instance {instance_id} is one of workflow {workflow!r}, not {waiter.workflow!r}"
+                    waiter.future.set_exception(InstanceExistsError(message))
+                continue
             wanted = outcome.kind != "started" or waiter.started
             if outcome.kind == "rejected" and waiter.command_id != command_id:
                 # Somebody who waits for the id hears that it was not started, but not that it was twice.
@@ -308,9 +317,9 @@ class ResultHub:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
         for row in known.instances.values():
-            self._tell(row.instance_id, outcome_of(row), row.event_id)
+            self._tell(row.instance_id, outcome_of(row), row.event_id, row.workflow)
         for rejection in known.rejections.values():
-            self._tell(rejection.instance_id, rejected(rejection), rejection.event_id)
+            self._tell(rejection.instance_id, rejected(rejection), rejection.event_id, rejection.workflow)
 
 
 def outcome_of(row: InstanceRow) -> Outcome:
