@@ -7,6 +7,7 @@ they come later: `workflow` and `activity` are modules too, and whoever is bound
 from typing import TYPE_CHECKING, Any
 
 from romancy_stream.activity import Activity, ActivityContext, ActivityInfo, activity, activity_context
+from romancy_stream.child import ChildHandle
 from romancy_stream.context import WorkflowContext
 from romancy_stream.errors import (
     ActivityCancelledError,
@@ -77,6 +78,7 @@ __all__ = [
     "App",
     "BrokerUnavailableError",
     "ChildCancelledError",
+    "ChildHandle",
     "ChildWorkflowError",
     "Client",
     "CommitUnknownError",
