@@ -93,6 +93,8 @@ class Registry:
 
     def add_activity(self, activity: A) -> A:
         _check(self._activities.setdefault(activity.name, activity), activity)
+        if activity.compensate is not None:
+            self.add_activity(activity.compensate)
         return activity
 
     def include(self, source: ModuleType | Registry) -> None:

@@ -45,7 +45,7 @@ FAILED_SHOWN: Final = 100
 _OUTCOMES: Final = {h.WORKFLOW_FAILED: FAILED, h.WORKFLOW_CANCELLED: CANCELLED}
 
 
-# -- cancelling --------------------------------------------------------------------------------------------------------
+# -- cancelling -------------------------------------------------------------------------------------------------------
 def _cancel_command(core: EngineCore, batch: Batch, received: Received, event: WireEvent, entry: Entry | None) -> None:
     with Answer(batch, received, event):
         try:
@@ -125,7 +125,7 @@ def _close_open(batch: Batch, entry: Entry, event: HistoryEvent) -> None:
         batch.commit.closed.extend(keys)
 
 
-# -- the end, and what comes before it -----------------------------------------------------------------------------------
+# -- the end, and what comes before it --------------------------------------------------------------------------------
 def end(core: EngineCore, batch: Batch, entry: Entry, command: Command) -> None:
     """A run that fails or is cancelled: at once when there is nothing to undo."""
     state = entry.state

@@ -135,7 +135,7 @@ def test_finally_may_await_activities(options: dict[str, Any], restarts: bool) -
     async def cleans(ctx: WorkflowContext) -> None:
         try:
             await slow()
-        except Exception:  # noqa: BLE001 - as people write it
+        except Exception:
             raise AssertionError("a cancellation is no Exception") from None
         finally:
             await asyncio.gather(tidy("a"), tidy("b"))
@@ -158,7 +158,7 @@ def test_except_exception_does_not_swallow_a_cancellation_but_code_may_catch_it(
         try:
             try:
                 await ctx.sleep(3_600)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 raise AssertionError("not an Exception") from error
         except asyncio.CancelledError as error:
             told = str(error)
