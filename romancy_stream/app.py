@@ -202,7 +202,9 @@ class App(BaseClient):
     def client(self, *, poll_interval: float | None = None) -> Client:
         """Starts, sends, queries and waits, without an engine or a worker; an async context manager.
         `poll_interval` (seconds): for clients that may not read the events topic."""
-        return Client(self.namespace, self.make_broker, self.make_store, poll_interval=poll_interval)
+        return Client(
+            self.namespace, self.make_broker, self.make_store, poll_interval=poll_interval, registry=self.registry
+        )
 
     # -- parts, also for the command line ------------------------------------------------------------------------
     def node_config(

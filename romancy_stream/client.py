@@ -21,15 +21,17 @@ from romancy_stream.handle import Handle
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.messaging import ChannelClient
+from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.starting import Starting
 from romancy_stream.store.port import InstanceQuery, Store
+from romancy_stream.talking import Talking
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import new_event_time
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.record import OutRecord
 from romancy_stream.wire.sdk import from_cloudevent
-from romancy_stream.workflow import Workflow
+from romancy_stream.workflow import Startable, Workflow
 
 T = TypeVar("T")
 
@@ -37,7 +39,7 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
 
-class BaseClient(Starting, ChannelClient):
+class BaseClient(Starting, ChannelClient, Talking):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str
@@ -98,9 +100,12 @@ class BaseClient(Starting, ChannelClient):
         await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id
 
-    def handle(self, instance_id: str, workflow: Workflow[..., T] | None = None) -> Handle[T]:
-        """To wait for an instance that somebody else started."""
-        return Handle(self, instance_id, workflow, None, None if workflow is None else workflow.name)
+    def handle(self, instance_id: str, workflow: Startable[..., T] | None = None) -> Handle[T]:
+        """To wait for an instance that somebody else started, and to talk to it."""
+        if workflow is None:
+            return Handle(self, instance_id, None, None)
+        known = Workflow.of(workflow)
+        return Handle(self, instance_id, known, None, known.name)
 
     # -- reading -------------------------------------------------------------------------------------------------
     async def get_instance(self, instance_id: str) -> WorkflowInstance | None:
@@ -201,8 +206,10 @@ class Client(BaseClient):
         store: Callable[[], Store],
         *,
         poll_interval: float | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.namespace = namespace
+        self.registry = registry or Registry()
         self._make_broker, self._make_store = broker, store
         self._poll_interval_s = poll_interval
 

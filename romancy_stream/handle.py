@@ -14,14 +14,18 @@ from romancy_stream.errors import (
 )
 from romancy_stream.instances import WorkflowInstance
 from romancy_stream.runtime.hub import Outcome
+from romancy_stream.talking import Addressed
 from romancy_stream.workflow import R, Workflow
 
 if TYPE_CHECKING:
     from romancy_stream.client import BaseClient
 
 
-class Handle(Generic[R]):
+class Handle(Addressed, Generic[R]):
     """A started instance."""
+
+    _client: BaseClient
+    _workflow: Workflow[..., R] | None
 
     def __init__(
         self,

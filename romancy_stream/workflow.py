@@ -49,7 +49,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 I = TypeVar("I")  # noqa: E741
 
-VERSION_CHARS: Final = 100
+VERSION_CHARS: Final = 64
 """Of a workflow's version: the width of its column."""
 
 

@@ -52,6 +52,7 @@ class Reader(BaseClient):
 
     def __init__(self, app: App, store: SqlStore) -> None:
         self.namespace = app.namespace
+        self.registry = app.registry
         self._store = store
 
 

@@ -124,6 +124,16 @@ class DeadLetterRow:
     replayed_us: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenVersion:
+    """Instances of one version of a workflow that have not ended. `parked`: those among them."""
+
+    workflow: str
+    version: str | None
+    instances: int
+    parked: int
+
+
 class Store(Protocol):
     # -- life cycle
     async def open(self) -> None: ...
@@ -233,6 +243,10 @@ class Store(Protocol):
     # -- readers
     async def get_instance(self, instance_id: str) -> InstanceRow | None: ...
     async def list_instances(self, query: InstanceQuery) -> InstancePage: ...
+    async def open_versions(self) -> Sequence[OpenVersion]:
+        """By workflow and version."""
+        ...
+
     async def history(self, instance_id: str, run: int | None = None) -> Sequence[HistoryEvent]: ...
     async def activities(self, instance_id: str, run: int | None = None) -> Sequence[ActivityRow]: ...
     async def dead_letters(self, limit: int, before: str | None = None) -> Sequence[DeadLetterRow]: ...

@@ -18,6 +18,7 @@ from romancy_stream.store.ownership import Ownership
 from romancy_stream.store.prefetch import Prefetch
 from romancy_stream.store.readers import Readers
 from romancy_stream.store.results import Results
+from romancy_stream.store.versions import Versions
 
 
 class Committer(Protocol):
@@ -25,7 +26,7 @@ class Committer(Protocol):
     async def close(self) -> None: ...
 
 
-class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Readers):
+class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Versions, Readers):
     """`url` is a plain one: postgresql://, mysql://, mariadb:// or sqlite:///path."""
 
     db: Database
