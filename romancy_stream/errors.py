@@ -6,7 +6,8 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     │   ├── PartitionCountError            topic and database disagree on the number of partitions
     │   ├── LogIdentityError               a topic was made again, or lost its tail
     │   ├── NamespaceError                 the database belongs to another app
-    │   └── EmbeddedBrokerInUseError       another process holds the embedded broker
+    │   ├── EmbeddedBrokerInUseError       another process holds the embedded broker
+    │   └── UnmockedActivityError          in a test: an activity ran that should have been mocked
     ├── InvalidInputError                  the input does not fit the workflow's parameters
     ├── UnknownWorkflowError               nobody registered a workflow of that name
     ├── StartRefusedError                  the engine could not take the start; see the dead letters
@@ -49,6 +50,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── EngineError                        the engine stopped; see app.wait_failed()
     │   ├── FencedError                    another owner took the partition over
     │   └── CommitUnknownError             the connection broke during a commit
+    ├── StuckError                         in a test: nothing is left that could end what is waited for
     ├── BrokenLogError                     the history of an instance cannot be read
     ├── StoreUnavailableError              the database is away; retried
     ├── BrokerUnavailableError             the broker is away; retried
@@ -89,6 +91,10 @@ class NamespaceError(ConfigurationError):
 
 class EmbeddedBrokerInUseError(ConfigurationError):
     code = "embedded_broker_in_use"
+
+
+class UnmockedActivityError(ConfigurationError):
+    code = "unmocked_activity"
 
 
 class InvalidInputError(RomancyError):
@@ -382,6 +388,16 @@ class FencedError(EngineError):
 
 class CommitUnknownError(EngineError):
     code = "commit_unknown"
+
+
+class StuckError(RomancyError):
+    """Of `romancy_stream.testing`: where an app would wait for ever. `waits_for` says for what, line by line."""
+
+    code = "stuck"
+
+    def __init__(self, message: str, waits_for: Sequence[str] = ()) -> None:
+        super().__init__("\n  - ".join([message, *waits_for]))
+        self.waits_for = list(waits_for)
 
 
 class BrokenLogError(RomancyError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from romancy_stream.activity import ActivityContext, ActivityInfo, attempt
+from romancy_stream.activity import ActivityContext, ActivityInfo, AttemptBackend, attempt
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import ActivityCancelledError, ActivityContextError
@@ -78,6 +78,11 @@ class _Backend:
 
     def call_plain(self, function: Callable[[], T]) -> T:
         return function()
+
+
+def backend_of(tested: TestedAttempt) -> AttemptBackend:
+    """Of an attempt without a session."""
+    return _Backend(tested, None, None, None)
 
 
 @contextmanager
