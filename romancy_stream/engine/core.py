@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from romancy_stream.engine import channels, correlation, features, operations, ordered, projection, runs, saga
+from romancy_stream.engine import channels, correlation, features, offspring, operations, ordered, projection, runs, saga
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
@@ -23,6 +23,7 @@ from romancy_stream.engine.definitions import Registry, WorkflowDef, definition_
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import (
+    EagerRoom,
     Input,
     ItemExpired,
     LeaseLapsed,
@@ -208,10 +209,13 @@ class EngineCore:
         return list(dict.fromkeys([*self.attempts.closings(inputs, now_us), *saga.closings(self, inputs)]))
 
     # -- the batch -----------------------------------------------------------------------------------------------
-    def handle(self, inputs: Sequence[Input], now_us: int, touch: Iterable[int] = ()) -> Commit:
+    def handle(
+        self, inputs: Sequence[Input], now_us: int, touch: Iterable[int] = (), eager: EagerRoom | None = None
+    ) -> Commit:
         """`now_us` never goes back within a partition. `touch` names partitions whose fence must be in the Commit
-        whatever the inputs do to them."""
+        whatever the inputs do to them. `eager`: the worker in this process, which may get tasks at once."""
         batch = self._batch(now_us)
+        batch.eager = eager
         for part in touch:
             batch.mark(part)
         with stepping_aside():
@@ -335,6 +339,9 @@ class EngineCore:
             entry = self._cache.get(event.subject or "")
             if entry is not None and entry.state.parked is None:
                 self._park(batch, entry, RuntimeError(f"{refused.reason}: {refused.message}"), [])
+        elif event.type == w.TO_INSTANCE:
+            batch.dead_letter(received, refused.reason, refused.message, event.source, event.id)
+            offspring.refused(self, batch, read(event), refused.reason, refused.message)
         else:
             self.starts.refuse(batch, received, event, refused.reason, refused.message)
 

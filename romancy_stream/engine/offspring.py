@@ -20,6 +20,7 @@ from romancy_stream.errors import (
     InvalidInputError,
     PayloadError,
     RomancyError,
+    StartRefusedError,
     UnknownWorkflowError,
 )
 
@@ -97,6 +98,12 @@ def rejected(core: EngineCore, batch: Batch, mail: Mail, error: RomancyError) ->
     run, payload = mail.meta["run"], encode_error(error, retryable=False)
     meta = {"kind": h.CHILD_FAILED}
     batch.to_instance(core.part_of(mail.to), Mail(ENDED, mail.instance_id, mail.to, run, mail.ref, meta, payload))
+
+
+def refused(core: EngineCore, batch: Batch, mail: Mail, reason: str, message: str) -> None:
+    """A mail that cannot be dealt with, for a reason that is not its own: the parent must not wait for ever."""
+    if mail.op == START:
+        rejected(core, batch, mail, StartRefusedError(f"{reason}: {message}"))
 
 
 def _cancel(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from romancy_stream.engine import history as h
+from romancy_stream.engine import offspring
 from romancy_stream.engine.answers import Answer
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.commit import Tombstone
@@ -189,7 +190,7 @@ def _go_on(
         core.evict(entry)
     run = core.next_run(batch, instance_id)
     copies = [
-        replace(event, instance_id=instance_id, run=run, seq=seq)
+        offspring.moved(replace(event, instance_id=instance_id, run=run, seq=seq))
         for seq, event in enumerate((event for event in prefix if event.kind not in _PAUSES), start=1)
     ]
     if not copies:

@@ -1,4 +1,4 @@
-"""Workflows that start workflows, on the core without I/O: on one partition and on many, after crashes at every step."""
+"""Workflows that start workflows, on the core without I/O: on one partition and many, after crashes at every step."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ async def family(ctx: WorkflowContext, values: list[int]) -> dict[str, Any]:
     try:
         await ctx.child(breaker)
     except ChildWorkflowError as error:
-        assert isinstance(error.__cause__, Broken)
-        broken = [str(error), error.__cause__.code]
+        broken = [str(error), getattr(error.__cause__, "code", None)]
     return {"doubled": doubled_, "sum": await handle.result(), "again": await handle.result(), "broken": broken}
 
 
@@ -314,10 +313,10 @@ def test_wrong_calls_are_seen_at_the_call() -> None:
         found = []
         for make in (
             lambda: ctx.child(double, 1),  # type: ignore[call-overload]
-            lambda: ctx.child(sleeper),  # type: ignore[call-overload]
+            lambda: ctx.child(sleeper),  # type: ignore[arg-type]
             lambda: ctx.child(sleeper, 1, instance_id=""),
             lambda: ctx.child(sleeper, 1, instance_id="a\0b"),
-            lambda: ctx.child(sleeper, 1, parent_close="later"),  # type: ignore[call-overload]
+            lambda: ctx.child(sleeper, 1, parent_close="later"),  # type: ignore[call-arg]
             lambda: ctx.child(sleeper, 1, start_delay=-1),
         ):
             try:

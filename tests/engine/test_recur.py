@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import orjson
 import pytest
 
 from romancy_stream import InvalidInputError, PayloadError, WorkflowContext, activity, workflow
+from romancy_stream.engine.messages import channel_entity
 from romancy_stream.engine.runs import RECUR_PAUSE_US
 from romancy_stream.wire import event as w
+from romancy_stream.wire.event import WireEvent
 from tests.engine.world import START_US, World
 
 
@@ -163,4 +167,87 @@ def test_a_history_that_grows_too_long_is_announced_once_and_then_ends_the_run()
     assert len(world.history["i"]) == 21
     assert [event.type for event in world.events] == [w.STARTED, w.HISTORY_LARGE, w.FAILED]
     assert world.events[1].data == b'{"events":10}'
+    world.check_projections()
+
+
+# -- what the next run has of this one -----------------------------------------------------------------------------
+@workflow
+async def one_at_a_time(ctx: WorkflowContext, seen: list[Any], total: int) -> list[Any]:
+    """One message for each run, whichever way it comes."""
+    if ctx.run == 1:
+        await ctx.subscribe("news", "broadcast")
+        await ctx.subscribe("jobs", "competing")
+        await ctx.sleep(30)  # while more comes than it takes
+    channel = ("news", "jobs", "mine")[len(seen) % 3]
+    if channel == "mine":
+        seen.append((await ctx.wait_event("order.paid")).data)
+    else:
+        seen.append((await ctx.receive(channel)).data)
+    if len(seen) < total:
+        await ctx.recur(seen, total)
+    return seen
+
+
+def to_i(world: World, type_: str, id_: str, data: Any, **extensions: str) -> None:
+    event = WireEvent(id_, "/test", type_, "i", orjson.dumps(data), "2026-01-01T00:00:00Z", extensions)
+    world.send(event, world.part_of("i"))
+
+
+@pytest.mark.parametrize(("partitions", "restarts"), [(1, False), (5, True)])
+def test_what_was_not_read_goes_on_to_the_next_run(partitions: int, restarts: bool) -> None:
+    world = World(one_at_a_time, partitions=partitions)
+    world.start("one_at_a_time", {"seen": [], "total": 9})
+    world.run(restarts=restarts, until_us=world.now_us + 1_000_000)
+    for n in range(3):
+        to_i(world, "order.paid", f"paid-{n}", f"paid {n}")
+        for channel in ("news", "jobs"):
+            data = orjson.dumps(f"{channel} {n}")
+            at = world.part_of(channel_entity(channel))
+            told = WireEvent(f"{channel}-{n}", "/test", w.CHANNEL_PUBLISH, None, data, "2026-01-01T00:00:00Z")
+            world.send(replace(told, extensions={w.X_CHANNEL: channel}), at)
+    world.run(restarts=restarts)
+    assert world.output() == [f"{what} {n}" for n in range(3) for what in ("news", "jobs", "paid")]
+    assert world.instances["i"].run == 9
+    world.check_projections()
+
+
+# -- crashes at random -----------------------------------------------------------------------------------------------
+@workflow
+async def tree(ctx: WorkflowContext, depth: int, left: int = 2, total: int = 0) -> int:
+    """Children in parallel, activities, and another run each time."""
+    if depth == 0:
+        return await double(1)
+    async with asyncio.TaskGroup() as group:
+        parts = [group.create_task(ctx.child(tree, depth - 1, n)) for n in range(2)]
+        await ctx.sleep(1)
+    total += sum(part.result() for part in parts)
+    if left:
+        await ctx.recur(depth, left - 1, total)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_runs_and_children_through_crashes_at_random(seed: int) -> None:
+    random = Random(seed)
+    world = World(tree, answers=ANSWERS, partitions=random.choice((1, 3, 8)), cached=random.choice((0, 3, 1_000)))
+    world.start("tree", {"depth": 2})
+    for _ in range(3_000):
+        if random.random() < 0.3:
+            world.restart()
+        due_us = world.core.timers.next_due_us()
+        if not world.pending and due_us is None:
+            break
+        if not world.pending and due_us is not None:
+            world.now_us = max(world.now_us, due_us)
+        if random.random() < 0.3 and len(world.pending) > 1:  # a part of it, the rest in a later batch
+            cut = random.randrange(1, len(world.pending))
+            late, world.pending = world.pending[cut:], world.pending[:cut]
+            world.step()
+            world.pending = late + world.pending
+        else:
+            world.step()
+    # Three runs of the root with two children each, which have one to two runs of two leaves.
+    assert world.output() == 3 * (1 + 2) * 2 * 2
+    assert {row.status for row in world.instances.values()} == {"completed"}
+    assert len(world.instances) == 1 + 3 * 2 + 3 * (1 + 2) * 2
     world.check_projections()
