@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from romancy_stream.engine import history as h
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import LATEST_US
-from romancy_stream.engine.matching import Document, Scalar, entity_of_wait, matches
+from romancy_stream.engine.matching import Document, Scalar, entity_of_wait, first_match, matches
 from romancy_stream.errors import EventTimeoutError
 from romancy_stream.wire.value import value
 
@@ -33,6 +33,15 @@ class Arrived:
     data: bytes | None
 
 
+@value
+class Wait:
+    """One that is open. `attrs` as those of `wait.started`."""
+
+    ref: str
+    attrs: dict[str, Any]
+    future: asyncio.Future[Arrived]
+
+
 class Waits:
     """`keys`: event type -> the field that it is routed by; `models`: event type -> the type of its data. As the app
     declares them."""
@@ -41,7 +50,7 @@ class Waits:
         self.keys: Mapping[str, str | None] = {}
         self.models: Mapping[str, Any] = {}
         self._live = live
-        self._open: dict[str, asyncio.Future[Arrived]] = {}
+        self._open: dict[str, Wait] = {}
         self._mailbox: list[Arrived] = []
 
     async def wait(self, type_: str, match: Mapping[str, Scalar], timeout_us: int | None) -> Arrived:
@@ -52,68 +61,84 @@ class Waits:
         found = self._take(type_, match)
         if found is not None:
             return found
-        ref = f"wait:{self._live.count('wait:')}"
         attrs: dict[str, Any] = {"type": type_, "entity": entity}
-        self._live.emit(h.WAIT_STARTED, ref, {**attrs, "match": dict(match)} if match else attrs)
-        self._open[ref] = future
+        if match:
+            attrs["match"] = dict(match)
+        wait = Wait(f"wait:{self._live.count('wait:')}", attrs, future)
+        self._open[wait.ref] = wait
+        self._live.emit(h.WAIT_STARTED, wait.ref, attrs)
         timer = None
         if timeout_us is not None:
-            due_us = min(loop.now_us + timeout_us, LATEST_US)
-            timer = loop.call_at_us(due_us, self._timed_out, ref, attrs, timeout_us)
+            timer = loop.call_at_us(min(loop.now_us + timeout_us, LATEST_US), self._timed_out, wait, timeout_us)
         try:
             return await future
         except BaseException:
-            self._give_up(ref, attrs, future)
+            self._left(wait)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _timed_out(self, ref: str, attrs: dict[str, Any], timeout_us: int) -> None:
-        future = self._open.get(ref)
-        if future is not None and not future.done():
-            self._withdraw(ref, attrs)
-            message = f"no event of type {attrs['type']!r} within {timeout_us / 1_000_000:g} s"
-            future.set_exception(EventTimeoutError(message))
+    def _timed_out(self, wait: Wait, timeout_us: int) -> None:
+        if wait.ref in self._open and not wait.future.done():
+            self._withdraw(wait)
+            message = f"no event of type {wait.attrs['type']!r} within {timeout_us / 1_000_000:g} s"
+            wait.future.set_exception(EventTimeoutError(message))
 
-    def _give_up(self, ref: str, attrs: dict[str, Any], future: asyncio.Future[Arrived]) -> None:
-        if ref in self._open:
-            self._withdraw(ref, attrs)
-        elif not future.cancelled() and future.exception() is None:  # cancelled when it had just been received
-            self._mailbox.insert(0, future.result())
+    def _left(self, wait: Wait) -> None:
+        """By code that does not get an event from it."""
+        if wait.ref in self._open:
+            self._withdraw(wait)
+        elif not wait.future.cancelled() and wait.future.exception() is None:
+            self._mailbox.insert(0, wait.future.result())  # cancelled when it had just been received
 
-    def _withdraw(self, ref: str, attrs: dict[str, Any]) -> None:
-        del self._open[ref]
-        if not self._live.take_back(h.WAIT_STARTED, ref):
-            self._live.emit(h.WAIT_CANCELLED, ref, attrs)
+    def _withdraw(self, wait: Wait) -> None:
+        del self._open[wait.ref]
+        if not self._live.take_back(h.WAIT_STARTED, wait.ref):
+            attrs = {name: wait.attrs[name] for name in ("type", "entity")}
+            self._live.emit(h.WAIT_CANCELLED, wait.ref, attrs)
 
     def received(self, event: HistoryEvent) -> None:
         arrived = Arrived(event.attrs, event.payload)
-        future = self._open.pop(event.ref, None) if event.ref is not None else None
-        if future is not None and not future.done():
-            future.set_result(arrived)
-            return
-        self._mailbox.append(arrived)
-        del self._mailbox[:-MAILBOX_EVENTS]
+        wait = self._open.pop(event.ref, None) if event.ref is not None else None
+        if wait is None or wait.future.done():
+            # The wait that the core knows of, if any, is not one of the code's. Both are behind one another only in an
+            # instance that was parked: what it had not seen comes at once, and its code may wait for it by now.
+            wait = self._fitting(arrived)
+            if wait is None:
+                self._mailbox.append(arrived)
+                del self._mailbox[:-MAILBOX_EVENTS]
+                return
+            self._withdraw(wait)
+        wait.future.set_result(arrived)
+
+    def _fitting(self, arrived: Arrived) -> Wait | None:
+        open_ = [(wait.ref, wait.attrs) for wait in self._open.values() if not wait.future.done()]
+        ref = first_match(open_, arrived.attrs["type"], Document(arrived.data))
+        return None if ref is None else self._open[ref]
 
     # -- the mailbox -----------------------------------------------------------------------------------------------
     def _take(self, type_: str, match: Mapping[str, Scalar]) -> Arrived | None:
         """The oldest that fits."""
-        self._forget_old()
-        for index, arrived in enumerate(self._mailbox):
-            if arrived.attrs["type"] == type_ and matches(match, Document(arrived.data)):
-                return self._mailbox.pop(index)
+        mailbox = self._mailbox
+        while mailbox and self._is_over(mailbox[0]):
+            del mailbox[0]
+        for index, arrived in enumerate(mailbox):
+            fits = arrived.attrs["type"] == type_ and matches(match, Document(arrived.data))
+            if fits and not self._is_over(arrived):
+                return mailbox.pop(index)
         return None
 
-    def _forget_old(self) -> None:
-        now_us = self._live.now_us()
-        self._mailbox = [each for each in self._mailbox if each.attrs.get("until_us", now_us + 1) > now_us]
+    def _is_over(self, arrived: Arrived) -> bool:
+        until_us: int | None = arrived.attrs.get("until_us")
+        return until_us is not None and until_us <= self._live.now_us()
 
     def left(self) -> list[dict[str, Any]]:
         """The mailbox, for the run that follows: JSON-able."""
-        self._forget_old()
         return [
-            {"attrs": each.attrs, "data": None if each.data is None else each.data.decode()} for each in self._mailbox
+            {"attrs": each.attrs, "data": None if each.data is None else each.data.decode()}
+            for each in self._mailbox
+            if not self._is_over(each)
         ]
 
     def begin(self, left: list[dict[str, Any]]) -> None:
