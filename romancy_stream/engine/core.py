@@ -13,7 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from romancy_stream.engine import channels, correlation, features, offspring, operations, ordered, projection, runs, saga
+from romancy_stream.engine import (
+    channels,
+    correlation,
+    features,
+    offspring,
+    operations,
+    ordered,
+    projection,
+    runs,
+    saga,
+)
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
@@ -477,7 +487,10 @@ class EngineCore:
         for command in commands:
             ending = features.ENDINGS.get(command.kind)
             if ending is None:
-                batch.record(entry, command.kind, command.ref, command.attrs, command.payload)
+                attrs = command.attrs
+                if command.kind == h.ACTIVITY_SCHEDULED:
+                    attrs = batch.placed(attrs["queue"], attrs)
+                batch.record(entry, command.kind, command.ref, attrs, command.payload)
             else:
                 ending(self, batch, entry, command)
         state = entry.state
