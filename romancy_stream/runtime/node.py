@@ -107,7 +107,7 @@ class Node:
             self.engine = EngineService(
                 self.broker,
                 self.store,
-                self._core_config(),
+                core_config(config, self._registry),
                 self._registry.workflows,
                 worker_id=config.worker_id,
                 dedup_window_s=config.dedup_window_s,
@@ -117,17 +117,6 @@ class Node:
             self._watch(self.engine.run(), "engine")
             if config.event_topics:
                 self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
-
-    def _core_config(self) -> CoreConfig:
-        config, events = self.config, self._registry.events
-        return CoreConfig(
-            config.namespace,
-            config.partitions,
-            config.default_policy,
-            event_keys={name: event.key for name, event in events.items()},
-            event_models={name: event.model for name, event in events.items() if event.model is not None},
-            event_ttl_s=config.event_ttl_s,
-        )
 
     def _watch(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"romancy-{name}")
@@ -156,6 +145,18 @@ class Node:
             self.failed.cancel()
         elif not self.failed.cancelled():
             self.failed.exception()  # logged when it happened; wait_failed() raises it to who asks
+
+
+def core_config(config: NodeConfig, registry: Registry) -> CoreConfig:
+    events = registry.events
+    return CoreConfig(
+        config.namespace,
+        config.partitions,
+        config.default_policy,
+        event_keys={name: event.key for name, event in events.items()},
+        event_models={name: event.model for name, event in events.items() if event.model is not None},
+        event_ttl_s=config.event_ttl_s,
+    )
 
 
 # -- what a database and a broker must have before anything runs --------------------------------------------------
