@@ -147,9 +147,7 @@ class ChannelClient:
 def message_publication(channel: str, data: Any, metadata: Mapping[str, Any] | None) -> Publication:
     """Of an activity. ValueError, PayloadError."""
     raw = encode_data(data, f"a message on channel {channel!r}")
-    return Publication(
-        w.CHANNEL_PUBLISH, raw, None, None, None, checked_channel(channel), encode_metadata(metadata)
-    )
+    return Publication(w.CHANNEL_PUBLISH, raw, None, None, None, checked_channel(channel), encode_metadata(metadata))
 
 
 def _instance(instance_id: object) -> str:

@@ -2,7 +2,8 @@
 received yet. What code does here becomes commands; what comes in answer is delivered by the tables at the end.
 
 A message comes for a receive that is open, or for the mailbox, from where the next receive takes it without a command:
-replay does the same. Code that is cancelled just as its message arrives gives it back.
+replay does the same. Code that a message comes for is the first to run in that step, so nothing can cancel it before it
+has the message.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ class Subscriptions:
         self._groups: dict[str, None] = {}  # a set in the order of joining
         self._joining: dict[str, _Joining] = {}
         self._open: dict[str, _Receive] = {}  # the oldest first
-        self._handed: dict[str, Message] = {}  # by receive whose code has not run yet
         self._mailbox: dict[str, deque[Message]] = {}
 
     # -- channels ------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class Subscriptions:
         if agreed is None:
             await self._join(h.CHANNEL_SUBSCRIBED, {"channel": channel, "mode": mode})
         elif agreed != mode:
-            raise ChannelModeConflictError(f"channel {channel!r} is subscribed to as {agreed}, not as {mode}")
+            raise ChannelModeConflictError(f"channel {channel!r} is {agreed}, not {mode}")
 
     def unsubscribe(self, channel: str) -> None:
         """Receives that wait raise NotSubscribedError. Nothing happens where there is no subscription."""
@@ -81,7 +81,7 @@ class Subscriptions:
             self._mailbox.pop(channel, None)
         for ref in [ref for ref, receive in self._open.items() if receive.channel == channel]:
             future = self._withdraw(ref)
-            if not future.done():
+            if not future.done():  # cancelled in this very step
                 future.set_exception(NotSubscribedError(f"channel {channel!r} was unsubscribed from"))
         self._live.emit(h.CHANNEL_UNSUBSCRIBED, None, {"channel": channel, "mode": mode})
 
@@ -106,15 +106,11 @@ class Subscriptions:
         self._open[ref] = _Receive(channel, future)
         self._live.emit(h.RECEIVE_STARTED, ref, {"channel": channel})
         try:
-            message = await future
+            return await future
         except asyncio.CancelledError:
-            if ref in self._open:
+            if ref in self._open:  # else unsubscribed from, in this very step
                 self._withdraw(ref)
-            elif ref in self._handed:
-                self._keep(self._handed.pop(ref), first=True)
             raise
-        self._handed.pop(ref, None)
-        return message
 
     def _withdraw(self, ref: str) -> asyncio.Future[Message]:
         """The receive is answered by code, not by an input."""
@@ -123,21 +119,13 @@ class Subscriptions:
             self._live.emit(h.RECEIVE_CANCELLED, ref, {"channel": receive.channel})
         return receive.future
 
-    def _keep(self, message: Message, *, first: bool = False) -> None:
-        """For the oldest receive that nobody has cancelled, or for the mailbox: one of the two is always empty."""
+    def _keep(self, message: Message) -> None:
+        """For the oldest receive, or for the mailbox: one of the two is always empty."""
         for ref, receive in self._open.items():
-            if receive.channel == message.channel and not receive.future.done():
-                self._hand(ref, self._withdraw(ref), message)
+            if receive.channel == message.channel:
+                self._withdraw(ref).set_result(message)
                 return
-        box = self._mailbox.setdefault(message.channel, deque())
-        if first:
-            box.appendleft(message)
-        else:
-            box.append(message)
-
-    def _hand(self, ref: str, future: asyncio.Future[Message], message: Message) -> None:
-        self._handed[ref] = message
-        future.set_result(message)
+        self._mailbox.setdefault(message.channel, deque()).append(message)
 
     # -- groups --------------------------------------------------------------------------------------------------
     async def join(self, group: str) -> None:
@@ -195,8 +183,10 @@ class Subscriptions:
 
     def unread(self) -> list[dict[str, Any]]:
         """Messages that no code has received, for `attrs["mailbox"]["messages"]` of the next run."""
-        kept = [*self._handed.values(), *(message for box in self._mailbox.values() for message in box)]
-        return [{**message.attrs(), "data": self._sealed(message.payload)} for message in kept]
+        kept = (message for box in self._mailbox.values() for message in box)
+        return [
+            {**each.attrs(), "data": self._live.sealed(each.payload, "an unread message").decode()} for each in kept
+        ]
 
     def restore(self, attrs: Mapping[str, Any]) -> None:
         """`attrs` of `workflow.started`. Before the code runs."""
@@ -205,19 +195,14 @@ class Subscriptions:
         for each in attrs.get("mailbox", {}).get("messages", ()):
             self._keep(Message.of(each, self._live.opened(each["data"].encode())))
 
-    def _sealed(self, payload: bytes) -> str:
-        return self._live.sealed(payload, "an unread message").decode()
-
     # -- inputs --------------------------------------------------------------------------------------------------
     def received(self, event: HistoryEvent) -> None:
         message = Message.of(event.attrs, event.payload)
-        receive = self._open.get(event.ref or "")
-        if receive is None or receive.future.done():
-            self._keep(message)  # for the mailbox; or its receive ended while the instance was parked
+        receive = self._open.pop(event.ref or "", None)
+        if receive is None:
+            self._keep(message)  # it came for the mailbox, or its receive ended while the instance was parked
         else:
-            assert event.ref is not None
-            del self._open[event.ref]
-            self._hand(event.ref, receive.future, message)
+            receive.future.set_result(message)
 
     def joined(self, event: HistoryEvent) -> None:
         for future in self._answered(event):
@@ -236,7 +221,7 @@ class Subscriptions:
             self._modes[event.attrs["channel"]] = event.attrs["mode"]
         elif event.kind == h.GROUP_JOINED:
             self._groups[event.attrs["group"]] = None
-        return [future for future in joining.futures if not future.done()]
+        return joining.futures
 
 
 def _same(joining: _Joining, kind: str, attrs: Mapping[str, Any]) -> bool:
