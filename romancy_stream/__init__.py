@@ -15,6 +15,8 @@ from romancy_stream.errors import (
     ActivityError,
     ActivityTimeoutError,
     BrokerUnavailableError,
+    ChannelFullError,
+    ChannelModeConflictError,
     ChildCancelledError,
     ChildWorkflowError,
     CommitUnknownError,
@@ -35,7 +37,9 @@ from romancy_stream.errors import (
     InvalidPathError,
     LogIdentityError,
     NamespaceError,
+    MessageTimeoutError,
     NonDeterminismError,
+    NotSubscribedError,
     PartitionCountError,
     PayloadError,
     PayloadTooLargeError,
@@ -56,6 +60,7 @@ from romancy_stream.errors import (
     WorkflowIOError,
 )
 from romancy_stream.events import EventType, ReceivedEvent
+from romancy_stream.messaging import ReceivedMessage
 from romancy_stream.interaction import Query, Signal, Update, query, signal, update
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
@@ -77,6 +82,8 @@ __all__ = [
     "ActivityTimeoutError",
     "App",
     "BrokerUnavailableError",
+    "ChannelFullError",
+    "ChannelModeConflictError",
     "ChildCancelledError",
     "ChildHandle",
     "ChildWorkflowError",
@@ -103,7 +110,9 @@ __all__ = [
     "InvalidPathError",
     "LogIdentityError",
     "NamespaceError",
+    "MessageTimeoutError",
     "NonDeterminismError",
+    "NotSubscribedError",
     "Page",
     "PartitionCountError",
     "PayloadError",
@@ -111,6 +120,7 @@ __all__ = [
     "Query",
     "ReadOnlyError",
     "ReceivedEvent",
+    "ReceivedMessage",
     "RecordRefusedError",
     "Registry",
     "RetryExhaustedError",

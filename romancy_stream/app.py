@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, define_activity
 from romancy_stream.broker.port import Broker
 from romancy_stream.client import BaseClient, Client
-from romancy_stream.engine.config import EVENT_TTL_S
+from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.events import EventType
 from romancy_stream.registry import Registry
@@ -46,7 +46,8 @@ class App(BaseClient):
     "sqlite:///file" (default, beside the embedded log), "postgresql://..." or "mysql://...". Without them
     ROMANCY_BROKER, ROMANCY_DATABASE and ROMANCY_NAMESPACE are read.
 
-    `event_ttl`: how long an event is kept that nobody waits for yet, `dedup_window`: how long an event is known by its
+    `event_ttl`: how long an event is kept that nobody waits for yet, `channel_retention`: a message of a competing
+    channel that nobody takes, `dedup_window`: how long an event is known by its
     source and id; in seconds, or a timedelta.
     """
 
@@ -63,6 +64,7 @@ class App(BaseClient):
         queues: Sequence[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
         event_ttl: float | timedelta = EVENT_TTL_S,
+        channel_retention: float | timedelta = CHANNEL_RETENTION_S,
         dedup_window: float | timedelta = DEDUP_WINDOW_S,
     ) -> None:
         self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
@@ -86,6 +88,7 @@ class App(BaseClient):
         self._queues = tuple(queues)
         self._concurrency = concurrency
         self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
+        self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
         self._node: Node | None = None
 
@@ -222,6 +225,7 @@ class App(BaseClient):
             roles,
             initialise,
             event_ttl_s=self._event_ttl_s,
+            channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from romancy_stream.broker.port import Broker
-from romancy_stream.engine.config import EVENT_TTL_S, CoreConfig
+from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S, CoreConfig
 from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
@@ -47,6 +47,7 @@ class NodeConfig:
     roles: tuple[Role, ...]
     initialise: bool
     event_ttl_s: float = EVENT_TTL_S
+    channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
 
 
@@ -156,6 +157,7 @@ def core_config(config: NodeConfig, registry: Registry) -> CoreConfig:
         event_keys={name: event.key for name, event in events.items()},
         event_models={name: event.model for name, event in events.items() if event.model is not None},
         event_ttl_s=config.event_ttl_s,
+        channel_retention_s=config.channel_retention_s,
     )
 
 

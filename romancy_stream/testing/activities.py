@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass
 class TestedAttempt:
-    """What the code under test did. `published`: (type, data as plain JSON); `callbacks`: those given to on_commit,
+    """What the code under test did. `published`: (type, data as plain JSON); `messages`: (channel, data); `callbacks`: those given to on_commit,
     which the test may call; `heartbeats`: their details as plain JSON. Set `cancelled` for what a plain activity sees
     when it is to stop."""
 
@@ -32,6 +32,7 @@ class TestedAttempt:
 
     ctx: ActivityContext = field(init=False)
     published: list[tuple[str, Any]] = field(default_factory=list)
+    messages: list[tuple[str, Any]] = field(default_factory=list)
     callbacks: list[Callable[[], Awaitable[None] | None]] = field(default_factory=list)
     heartbeats: list[Any] = field(default_factory=list)
     cancelled: bool = False
@@ -62,6 +63,9 @@ class _Backend:
 
     def publish(self, publication: Publication) -> None:
         data = None if publication.data is None else orjson.loads(publication.data)
+        if publication.channel is not None:
+            self._tested.messages.append((publication.channel, data))
+            return
         self._tested.published.append((publication.type, data))
 
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
