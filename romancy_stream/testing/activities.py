@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 @dataclass
 class TestedAttempt:
-    """What the code under test did. `published`: (type, data as plain JSON); `messages`: (channel, data); `callbacks`: those given to on_commit,
+    """What the code under test did. `published`: (type, data as plain JSON); `messages`: (channel, data);
+    `callbacks`: those given to on_commit,
     which the test may call; `heartbeats`: their details as plain JSON. Set `cancelled` for what a plain activity sees
     when it is to stop."""
 
