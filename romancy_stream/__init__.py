@@ -60,8 +60,8 @@ from romancy_stream.errors import (
     WorkflowIOError,
 )
 from romancy_stream.events import EventType, ReceivedEvent
-from romancy_stream.messaging import ReceivedMessage
 from romancy_stream.interaction import Query, Signal, Update, query, signal, update
+from romancy_stream.messaging import ReceivedMessage
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
