@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from cloudevents.core.base import BaseCloudEvent
 
 from romancy_stream.broker.port import Broker
+from romancy_stream.cancelling import Cancelling
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import (
     ConfigurationError,
@@ -39,7 +40,7 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
 
-class BaseClient(Starting, ChannelClient, Talking):
+class BaseClient(Starting, ChannelClient, Talking, Cancelling):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str

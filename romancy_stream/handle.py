@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Generic
 
 import orjson
 
+from romancy_stream.cancelling import Cancellable
 from romancy_stream.engine.failure import rejection_of, workflow_cancelled, workflow_failed
 from romancy_stream.engine.payload import load_plain
 from romancy_stream.errors import (
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from romancy_stream.client import BaseClient
 
 
-class Handle(Addressed, Generic[R]):
+class Handle(Addressed, Cancellable, Generic[R]):
     """A started instance."""
 
     _client: BaseClient

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from romancy_stream.engine.sealing import MARK, Blobs, is_sealed, within_limit
+from romancy_stream.engine.undoing import halves, is_pair, with_result
 from romancy_stream.errors import ConfigurationError, PayloadError, StoreUnavailableError
 
 THRESHOLD_BYTES: Final = 256 * 1024
@@ -183,6 +184,9 @@ class Payloads:
     def open(self, raw: bytes, blobs: Blobs) -> bytes:
         if not is_sealed(raw):
             return raw
+        if is_pair(raw):
+            args, result = (self.open(half, blobs) for half in halves(raw))
+            return with_result(args, result)
         description = _description(raw)
         if description["$romancy"] == _BLOB:
             name = description["name"]
@@ -199,6 +203,8 @@ class Payloads:
     def refs(self, raw: bytes) -> list[str]:
         if self.store is None or not is_sealed(raw):
             return []
+        if is_pair(raw):
+            return [name for half in halves(raw) for name in self.refs(half)]
         try:
             description = _description(raw)
         except PayloadError:

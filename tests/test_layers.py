@@ -47,9 +47,10 @@ MAY_USE: dict[str, set[str]] = {
     "broker": {"errors", "wire"},
     "runtime": BELOW_RUNTIME,
     "instances": {"engine", "store"},
-    "handle": {"errors", "engine", "instances", "runtime", "workflow"},
+    "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling"},
+    "cancelling": BELOW_RUNTIME | {"runtime"},
     "starting": BELOW_RUNTIME | {"runtime", "handle"},
-    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting"},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "cancelling"},
     "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "client"},
     "audit": {"errors", "wire", "engine", "store"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit"},
@@ -59,7 +60,9 @@ MAY_USE: dict[str, set[str]] = {
 EXCEPTIONS = {
     ("handle", "client"): "for the type alone: a handle talks through the client that made it",
     ("context", "workflow"): "for the type alone: children are of workflows, whose code gets a context",
+    ("context", "activity"): "for the type alone: what is to be undone is undone by an activity",
     ("starting", "client"): "for the type alone: a part of every client",
+    ("cancelling", "client"): "for the type alone: a part of every client",
     ("wire.manifest", "broker.port"): "TopicSpec is a value of the manifest that the port takes as it is",
 }
 """Known, with their reasons."""

@@ -30,7 +30,13 @@ from romancy_stream.engine.loop import LATEST_US
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import CLAIMS_TIMER, UNDO, InstanceState, Undo
 from romancy_stream.engine.undoing import with_result
-from romancy_stream.errors import InstanceNotCancellableError, InstanceNotFoundError, PayloadTooLargeError, RomancyError
+from romancy_stream.errors import (
+    InstanceNotCancellableError,
+    InstanceNotFoundError,
+    InvalidInputError,
+    PayloadTooLargeError,
+    RomancyError,
+)
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import MAX_WRAPPED_BYTES
@@ -58,10 +64,6 @@ def _cancel_command(core: EngineCore, batch: Batch, received: Received, event: W
             raise
 
 
-class _BadReason(RomancyError):
-    code = "bad_data"
-
-
 _REFUSALS: Final = {InstanceNotFoundError.code: "unknown_instance", InstanceNotCancellableError.code: "not_cancellable"}
 
 
@@ -69,7 +71,7 @@ def _reason(data: bytes | None) -> str | None:
     told = orjson.loads(data or b"null")
     reason = told.get("reason") if isinstance(told, dict) else told
     if not (told is None or isinstance(told, dict)) or not (reason is None or isinstance(reason, str)):
-        raise _BadReason(f'data of {w.CANCEL} is {{"reason": "..."}}, or nothing')
+        raise InvalidInputError(f'data of {w.CANCEL} is {{"reason": "..."}}, or nothing')
     return None if reason is None else shortened(clean(reason), REASON_CHARS)
 
 

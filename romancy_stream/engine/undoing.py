@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final
 from romancy_stream.engine.sealing import MARK, is_sealed
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Sequence
 
     from romancy_stream.engine.parameters import Parameters
-    from romancy_stream.engine.sealing import Blobs, Sealing
 
 RESULT: Final = "result"
 """The parameter of a compensation that gets what the activity has returned."""
@@ -58,28 +57,12 @@ def with_result(args: bytes, result: bytes) -> bytes:
     return args[:-2] + comma + b'"result":' + result + b"}}"
 
 
-def _parts(raw: bytes) -> tuple[bytes, bytes]:
+def is_pair(raw: bytes) -> bool:
+    return raw.startswith(_PAIR)
+
+
+def halves(raw: bytes) -> tuple[bytes, bytes]:
+    """Of a pair: arguments and result, each open or sealed, for `with_result` once both are open."""
     begin = raw.index(_ARGS) + len(_ARGS)
     end = begin + int(raw[len(_PAIR) : begin - len(_ARGS)])
     return raw[begin:end], raw[end + len(_RESULT) : -1]
-
-
-class PairsToo:
-    """A `Sealing` that opens such pairs as well."""
-
-    def __init__(self, sealing: Sealing) -> None:
-        self._sealing = sealing
-
-    def seal(self, raw: bytes, what: str, blobs: MutableMapping[str, bytes]) -> bytes:
-        return self._sealing.seal(raw, what, blobs)
-
-    def open(self, raw: bytes, blobs: Blobs) -> bytes:
-        if not raw.startswith(_PAIR):
-            return self._sealing.open(raw, blobs)
-        args, result = (self._sealing.open(part, blobs) for part in _parts(raw))
-        return with_result(args, result)
-
-    def refs(self, raw: bytes) -> list[str]:
-        if not raw.startswith(_PAIR):
-            return self._sealing.refs(raw)
-        return [name for part in _parts(raw) for name in self._sealing.refs(part)]

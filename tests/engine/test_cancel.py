@@ -261,7 +261,7 @@ def test_a_reason_that_is_no_text_is_a_dead_letter(data: bytes) -> None:
     world.step()
     cancel(world, data=data)
     world.step()
-    assert [letter.reason for letter in world.dead_letters] == ["bad_data"]
+    assert [letter.reason for letter in world.dead_letters] == ["invalid_input"]
     assert world.instances["i"].status == "waiting_for_timer"
     assert "error" in answers(world)[0]
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 import orjson
 import pytest
 
-from romancy_stream.activity import activity, define_activity
+from romancy_stream.activity import activity
 from romancy_stream.context import WorkflowContext
 from romancy_stream.engine.commit import ActivityKey, OutboxRow, RecordedResult
 from romancy_stream.engine.failure import workflow_cancelled, workflow_failed
-from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.instance import LiveInstance, replay
 from romancy_stream.engine.loop import stepping_aside
-from romancy_stream.engine.parameters import Parameters
-from romancy_stream.engine.sealing import PLAIN
-from romancy_stream.engine.undoing import PairsToo, named_call, shared_names, with_result
-from romancy_stream.errors import ActivityError, NonDeterminismError, TerminalError
-from romancy_stream.registry import Registry
+from romancy_stream.errors import NonDeterminismError, TerminalError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
 from romancy_stream.wire.malformed import MAX_WRAPPED_BYTES
@@ -78,7 +73,7 @@ class Shop(World):
         headers = {name.removeprefix("ce_"): text for name, text in row.headers}
         ref, attempt = headers[w.X_ACTIVITY_ID], int(headers[w.X_ATTEMPT])
         self._check_recorded(headers["subject"], ref)
-        call = {"args": [], "kwargs": {}} | orjson.loads(row.value or b"{}")
+        call = orjson.loads(self.config.sealing.open(row.value or b"{}", {}))
         names = {"reserve": ("order_id", "sku", "count"), "charge": ("amount",), "ship": ("order_id",)}
         named = dict(zip(names.get(headers[w.X_ACTIVITY], ()), call["args"], strict=False)) | call["kwargs"]
         self.calls.append((ref, attempt, named))
@@ -90,7 +85,8 @@ class Shop(World):
         elif attempt <= broken:
             self.result(row, error=ConnectionError(f"attempt {attempt}"))
         else:
-            self.result(row, {"id": f"done {ref}"} if headers[w.X_ACTIVITY] == "reserve" else f"done {ref}")
+            value = {"id": f"done {ref}"} if headers[w.X_ACTIVITY] == "reserve" else f"done {ref}"
+            self.result(row, orjson.Fragment(self.config.sealing.seal(orjson.dumps(value), ref, {})))
 
     def _check_recorded(self, instance_id: str, ref: str) -> None:
         """A compensation is under way only when those before it have ended in what is committed."""
@@ -566,129 +562,3 @@ def test_arguments_and_result_that_no_message_can_hold_fail_that_compensation_al
     [failed] = [event for event in world.history["i"] if event.kind == "compensation.failed"]
     assert orjson.loads(failed.payload or b"")["type"].endswith("PayloadTooLargeError")
     world.check_projections()
-
-
-# -- definitions ------------------------------------------------------------------------------------------------------
-def _parameters(function: Callable[..., Any]) -> Parameters:
-    return Parameters(function, skip=0, what=f"activity {function.__name__!r}")
-
-
-def test_a_compensation_that_needs_what_the_activity_has_not_is_refused_at_definition() -> None:
-    @activity
-    async def needs_more(sku: str, warehouse: str) -> None: ...
-
-    def positional(sku: str, /) -> None: ...
-    def original(sku: str) -> None: ...
-
-    with pytest.raises(TypeError, match=r"'needs_more', which needs 'warehouse': .*on_rollback"):
-
-        @activity(compensate=needs_more)
-        async def takes_less(sku: str) -> None: ...
-
-    with pytest.raises(TypeError, match="takes an activity"):
-        define_activity(original, compensate=print)  # type: ignore[arg-type]
-
-    with pytest.raises(TypeError, match="positional-only"):
-        shared_names(_parameters(original), _parameters(positional))
-
-
-def test_defaults_and_results_need_no_argument() -> None:
-    def undo(sku: str, *, note: str = "", result: int) -> None: ...
-    def do(sku: str, count: int, result: int = 0) -> None: ...
-
-    assert shared_names(_parameters(do), _parameters(undo)) == ("sku",)
-
-
-def test_on_rollback_takes_a_call_of_an_activity() -> None:
-    errors = []
-
-    @workflow
-    async def wrong(ctx: WorkflowContext) -> None:
-        on_rollback: Any = ctx.on_rollback
-        for call in ((tell,), (print, 1)):
-            try:
-                on_rollback(*call)
-            except TypeError as error:
-                errors.append(str(error))
-
-    world = Shop(wrong)
-    world.start("wrong")
-    world.run()
-    assert world.instances["i"].status == "completed"
-    assert len(errors) == 2
-    assert "on_rollback takes an activity" in errors[1]
-
-
-def test_ids_of_registered_compensations_give_way_to_manual_ids() -> None:
-    @workflow
-    async def clash(ctx: WorkflowContext) -> None:
-        await charge.with_options(activity_id="rollback:1")("1")
-        ctx.on_rollback(tell, "x")
-        raise KeyError("y")
-
-    world = Shop(clash)
-    world.start("clash")
-    world.run(restarts=True)
-    assert world.undone() == ["rollback:2", "rollback:1"]
-
-
-def test_a_compensation_is_registered_with_its_activity() -> None:
-    registry = Registry()
-    registry.add_activity(reserve)
-    assert set(registry.activities) == {"reserve", "release"}
-
-
-# -- bytes ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("values", "result", "expected"),
-    [
-        ([], b"1", b'{"args":[],"kwargs":{"result":1}}'),
-        ([("a", b"1.10")], b'{"x":1e2}', b'{"args":[],"kwargs":{"a":1.10,"result":{"x":1e2}}}'),
-        ([("a", b'{"kwargs":{}}')], b"null", b'{"args":[],"kwargs":{"a":{"kwargs":{}},"result":null}}'),
-    ],
-)
-def test_the_result_joins_the_arguments_byte_by_byte(
-    values: list[tuple[str, bytes]], result: bytes, expected: bytes
-) -> None:
-    assert with_result(named_call(values), result) == expected
-
-
-class Reversed:
-    """Seals by turning round."""
-
-    def seal(self, raw: bytes, what: str, blobs: MutableMapping[str, bytes]) -> bytes:
-        return b'{"$romancy":"' + raw.hex().encode() + b'"}'
-
-    def open(self, raw: bytes, blobs: Mapping[str, bytes]) -> bytes:
-        return bytes.fromhex(raw[13:-2].decode()) if raw.startswith(b'{"$romancy":"') else raw
-
-    def refs(self, raw: bytes) -> list[str]:
-        return [raw.decode()] if raw.startswith(b'{"$romancy":"') else []
-
-
-@pytest.mark.parametrize("sealed", [(True, True), (True, False), (False, True)])
-def test_sealed_arguments_and_results_are_joined_by_who_opens_them(sealed: tuple[bool, bool]) -> None:
-    sealing = PairsToo(Reversed())
-    parts = [named_call([("é", b'"},\\"args\\":"')]), b'{"x":1.0}']
-    seals = [sealing.seal(raw, "", {}) if wanted else raw for raw, wanted in zip(parts, sealed, strict=True)]
-    joined = with_result(seals[0], seals[1])
-    assert sealing.open(joined, {}) == with_result(*parts)
-    assert len(sealing.refs(joined)) == sum(sealed)
-    assert orjson.loads(joined)["$romancy"] == {"undo": len(seals[0])}
-    assert PairsToo(PLAIN).open(b'{"args":[],"kwargs":{}}', {}) == b'{"args":[],"kwargs":{}}'
-
-
-def test_arguments_of_a_compensation_are_sealed_like_all_others() -> None:
-    world = Shop(order, broken={"ship:1": TerminalError("no truck")}, sealing=Reversed())
-    seen: list[HistoryEvent] = []
-    world.silent = {"reserve:1"}
-    world.start("order", "o-1")
-    world.step()
-    seen += [event for event in world.history["i"] if event.kind == "activity.scheduled"]
-    assert orjson.loads(seen[0].attrs["compensate"]["args"]).keys() == {"$romancy"}
-
-
-def test_an_error_without_a_class_here_keeps_what_could_not_be_undone() -> None:
-    error = workflow_failed("i", b'{"type":"x:Y","message":"m","compensation_failed":["a:1",5]}')
-    assert error.compensation_failed == ["a:1"]
-    assert isinstance(error.__cause__, ActivityError)
