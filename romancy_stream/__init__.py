@@ -62,6 +62,7 @@ from romancy_stream.errors import (
 from romancy_stream.events import EventType, ReceivedEvent
 from romancy_stream.interaction import Query, Signal, Update, query, signal, update
 from romancy_stream.messaging import ReceivedMessage
+from romancy_stream.queues import RateLimit
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
@@ -118,6 +119,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "Query",
+    "RateLimit",
     "ReadOnlyError",
     "ReceivedEvent",
     "ReceivedMessage",

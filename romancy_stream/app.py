@@ -14,12 +14,13 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
-from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, define_activity
+from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, checked_queue, define_activity
 from romancy_stream.broker.port import Broker
 from romancy_stream.client import BaseClient, Client
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.events import EventType
+from romancy_stream.queues import QueueOptions, RateLimit
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
@@ -85,7 +86,7 @@ class App(BaseClient):
         self.default_retry_policy = default_retry_policy or RetryPolicy()
         self.event_topics = tuple(event_topics)
         self.registry = Registry()
-        self._queues = tuple(queues)
+        self._queues = {queue: QueueOptions() for queue in queues}
         self._concurrency = concurrency
         self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
@@ -136,6 +137,12 @@ class App(BaseClient):
     def _add(self, workflow: Workflow[Any, Any]) -> Workflow[Any, Any]:
         workflow.bind(self)
         return self.registry.add_workflow(workflow)
+
+    def queue(self, name: str, *, concurrency: int | None = None, rate_limit: RateLimit | None = None) -> str:
+        """Declares a queue of activities; returns its name, for `queue=`. `concurrency`: attempts of it at a time, in
+        each worker process; `rate_limit`: starts of them, likewise. ValueError."""
+        self._queues[checked_queue(name)] = QueueOptions(concurrency, rate_limit)
+        return name
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -224,6 +231,7 @@ class App(BaseClient):
             self._concurrency,
             roles,
             initialise,
+            dict(self._queues),
             event_ttl_s=self._event_ttl_s,
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,

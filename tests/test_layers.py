@@ -3,7 +3,7 @@ mistake shows even where no other test goes.
 
 The layers, from the bottom. A line may use what stands above it in this table, and no more than `MAY_USE` says.
 
-    errors, retry, ids, contract     vocabulary
+    errors, retry, queues, ids, contract     vocabulary
     wire                             CloudEvents and records, as values
     engine                           the core: a batch in, a commit out
     options, child, context, workflow, activity, registry     definitions of user code; `testing`, for users' tests
@@ -23,13 +23,14 @@ import pytest
 
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
-VOCABULARY = {"errors", "retry", "ids", "contract"}
+VOCABULARY = {"errors", "retry", "queues", "ids", "contract"}
 DEFINITIONS = {"events", "messaging", "options", "child", "context", "workflow", "activity", "registry"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
     "errors": set(),
     "retry": set(),
+    "queues": set(),
     "ids": set(),
     "contract": {"errors"},
     "wire": {"errors", "contract"},

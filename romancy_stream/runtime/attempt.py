@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,17 @@ from romancy_stream.engine.commit import COMPLETED, FAILED, RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.errors import (
+    ActivityCancelledError,
     ActivityContextError,
     ActivityError,
     ActivityTimeoutError,
     CommitUnknownError,
+    RetryLaterError,
     StoreUnavailableError,
 )
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.attempt_deadline import Deadline
+from romancy_stream.runtime.attempt_heartbeats import Heartbeats
 from romancy_stream.runtime.attempt_transaction import AttemptTransaction
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
@@ -84,11 +88,14 @@ class Bench:
 
 
 class Attempt:
-    """`queue`: where the task came from."""
+    """`queue`: where the task came from. `details`: those of the last heartbeat before it."""
 
-    def __init__(self, bench: Bench, task: Task, activity: Activity[Any, Any], queue: str) -> None:
+    def __init__(
+        self, bench: Bench, task: Task, activity: Activity[Any, Any], queue: str, details: bytes | None = None
+    ) -> None:
         self.task = task
         self.leaving = False  # set before the worker cancels: then nothing is reported
+        self.heartbeat_details = details
         self._bench = bench
         self._activity = activity
         self._queue = queue
@@ -98,9 +105,12 @@ class Attempt:
         self._messages: list[Message] = []
         self._on_commit: list[Callable[[], Awaitable[None] | None]] = []
         self._ended = False
+        self._unwanted = False  # the engine has given it up: nobody wants to hear of it
+        self._heartbeats: Heartbeats | None = None
         self._started_ns = 0
         self._deadline: Deadline | None = None
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()  # that of the loop
 
     # -- the backend of ctx ----------------------------------------------------------------------------------------
     def session(self) -> AsyncSession:
@@ -127,10 +137,47 @@ class Attempt:
         self._require_running()
         self._on_commit.append(callback)
 
+    def heartbeat(self, details: bytes | None) -> None:
+        if threading.get_ident() == self._thread:
+            self._require_running()
+            self._beating().beat(details)
+        else:
+            self._require_wanted()
+            self._beating().beat_from_thread(details)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._unwanted or self.leaving or self._ended
+
     def call_plain(self, function: Callable[[], T]) -> T:
-        if self._deadline is not None and not self._activity.is_async:
+        self._require_wanted()
+        if self._deadline is not None and self._deadline.timeout_s is not None and not self._activity.is_async:
             self._loop.call_soon_threadsafe(self._deadline.begin)
         return self._bridge.call(function)
+
+    def _require_wanted(self) -> None:
+        if self._unwanted:
+            raise ActivityCancelledError(f"the activity was cancelled ({self.task})")
+        if self.leaving or self._ended:
+            raise ActivityCancelledError(f"the attempt is over, or its worker leaves ({self.task})")
+
+    def _beating(self) -> Heartbeats:
+        if self._heartbeats is None:
+            bench = self._bench
+            self._heartbeats = Heartbeats(
+                bench.store, self.task, self.heartbeat_details, self.not_wanted, bench.spawn, self._loop
+            )
+        return self._heartbeats
+
+    def not_wanted(self) -> None:
+        """The engine has given the attempt up: it is cancelled, and nothing is reported. A thread cannot be ended; it
+        hears of it when it looks."""
+        if self._ended or self._unwanted:
+            return
+        self._unwanted = True
+        log.info("given up by the engine: %s", self.task)
+        if self._deadline is not None and self._activity.is_async:
+            self._deadline.cancel()
 
     def _require_transaction(self) -> None:
         self._require_running()
@@ -153,11 +200,19 @@ class Attempt:
             await self._discard()
             if isinstance(error, KeyboardInterrupt):
                 raise
+            await self._stop_beating(failed=not self._unwanted)
             if self.leaving:
                 raise asyncio.CancelledError from error
+            if self._unwanted:
+                return Outcome(CLOSED)
             return await self._failed(_explained(error))
         self._ended = True
+        await self._stop_beating(failed=False)
         return await self._succeeded(result)
+
+    async def _stop_beating(self, *, failed: bool) -> None:
+        if self._heartbeats is not None:
+            await self._heartbeats.end(failed=failed)
 
     async def _call(self) -> bytes:
         task, activity = self.task, self._activity
@@ -171,11 +226,11 @@ class Attempt:
             task.workflow,
         )
         ctx = ActivityContext(info, self)
-        if task.timeout_s is None:
-            return await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
         deadline = self._deadline = Deadline(task.timeout_s)
         if activity.is_async:  # that of a plain function begins when it has a thread
             deadline.begin()
+        if task.heartbeat_timeout_s is not None:
+            self._beating().beat(None)  # the engine waits for heartbeats from here on
         try:
             result = await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
         except BaseException as error:
@@ -186,6 +241,8 @@ class Attempt:
             deadline.end()
         if deadline.expired:  # the function took no notice
             raise self._timed_out()
+        if self._unwanted:
+            raise ActivityCancelledError(f"it took no notice of being cancelled ({task})")
         return result
 
     def _timed_out(self) -> ActivityTimeoutError:
@@ -231,7 +288,7 @@ class Attempt:
 
     def _is_retryable(self, error: BaseException) -> bool:
         policy = self.task.policy
-        if isinstance(error, ActivityTimeoutError) or _is_infrastructure(error):
+        if isinstance(error, ActivityTimeoutError | RetryLaterError) or _is_infrastructure(error):
             policy = RetryPolicy(do_not_retry_on=policy.do_not_retry_on)
         return policy.is_retryable(error)
 

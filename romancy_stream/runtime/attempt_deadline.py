@@ -1,4 +1,5 @@
-"""The time that an attempt has: cancels the task that runs it when it is over. Touches nothing else."""
+"""How an attempt is stopped before its end: the task that runs it is cancelled when its time is over, or when nobody
+wants to know its result any more. Touches nothing else."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ until the attempt ends. No sooner than that, so that cleaning up is left in peac
 
 
 class Deadline:
-    """Of the current task. Between `begin` and `end`; `expired` says whether the time ran out in between."""
+    """Of the current task. Between `begin` and `end`; `expired` says whether the time ran out in between. `timeout_s`
+    None: there is no end to it."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float | None) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.timeout_s = timeout_s
@@ -26,14 +28,22 @@ class Deadline:
 
     def begin(self) -> None:
         """The first call counts."""
-        if self._timer is None and not self._over:
-            self._timer = self._loop.call_later(self.timeout_s, self._cancel)
+        if self.timeout_s is not None and self._timer is None and not self._over:
+            self._timer = self._loop.call_later(self.timeout_s, self._expire)
 
-    def _cancel(self) -> None:
+    def _expire(self) -> None:
         self.expired = True
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Now, and again until the end."""
+        if self._over:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
         self._cancels += 1
         self._task.cancel()
-        self._timer = self._loop.call_later(CANCEL_AGAIN_S, self._cancel)
+        self._timer = self._loop.call_later(CANCEL_AGAIN_S, self.cancel)
 
     def end(self) -> None:
         self._over = True

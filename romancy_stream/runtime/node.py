@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S, CoreConfig
 from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
+from romancy_stream.queues import QueueOptions
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
@@ -46,6 +47,7 @@ class NodeConfig:
     concurrency: int
     roles: tuple[Role, ...]
     initialise: bool
+    limits: Mapping[str, QueueOptions] = field(default_factory=dict)  # by queue
     event_ttl_s: float = EVENT_TTL_S
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
@@ -101,6 +103,7 @@ class Node:
                 partitions=config.partitions,
                 concurrency=config.concurrency,
                 worker_id=config.worker_id,
+                limits=config.limits,
             )
             await self.worker.start()
             self._watch(self.worker.run(), "worker")

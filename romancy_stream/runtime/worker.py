@@ -13,12 +13,12 @@ import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from romancy_stream.activity import Activity
-from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource
+from romancy_stream.broker.port import TP, Broker, Record
 from romancy_stream.engine.commit import COMPLETED, FAILED, ActivityKey, RecordedResult
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.errors import (
@@ -28,16 +28,19 @@ from romancy_stream.errors import (
     PayloadTooLargeError,
     StoreUnavailableError,
 )
+from romancy_stream.queues import UNLIMITED, QueueOptions
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads
+from romancy_stream.runtime.worker_lookup import look_up
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
+from romancy_stream.runtime.worker_queue import TaskQueue, Waiting
 from romancy_stream.runtime.worker_sending import Sender
+from romancy_stream.runtime.worker_watch import Place, Running, Times, Watch
 from romancy_stream.store.database import finished
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.wire.event import Topics
 from romancy_stream.wire.malformed import Malformed
 
 log = logging.getLogger(__name__)
@@ -67,10 +70,13 @@ LEAVE_S: Final = 5.0
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
     """A snapshot. The counts are since the start. `completed` and `failed` attempts were reported, `resent` ones had
-    a recorded result, `closed` ones were given up by the engine; `doubled` tasks joined one under way; `refused`
-    messages the broker will not take; `cut_off` attempts were under way when the worker left."""
+    a recorded result, `closed` ones were given up by the engine; `doubled` tasks joined one under way, `elsewhere`
+    another worker has them; `refused` messages the broker will not take; `cut_off` attempts were under way when the
+    worker left. `waiting` tasks are fetched and not begun; `detached` attempts run long."""
 
     running: int
+    waiting: int
+    detached: int
     unsent: bool
     rows_to_delete: int
     abandoned_threads: int
@@ -79,24 +85,16 @@ class WorkerStatistics:
     resent: int
     closed: int
     doubled: int
+    elsewhere: int
     malformed: int
     unknown: int
     refused: int
     cut_off: int
 
 
-@dataclass(eq=False, slots=True)
-class _Running:
-    """One task under way and the places where it was read: more than one when it came again meanwhile."""
-
-    places: list[tuple[Progress, int]]
-    attempt: Attempt | None = None
-    asyncio_task: asyncio.Task[None] | None = None
-
-
 class ActivityWorker:
-    """Serves `queues`, each as a member of the group `{namespace}.workers.{queue}`. The broker and the store are open
-    and stay open for as long as it runs. An object for one life: `start`, then `stop`."""
+    """Serves `queues`, each as a member of the group `{namespace}.workers.{queue}`; `limits` by queue. The broker and
+    the store are open and stay open for as long as it runs. An object for one life: `start`, then `stop`."""
 
     def __init__(
         self,
@@ -110,6 +108,8 @@ class ActivityWorker:
         worker_id: str,
         concurrency: int = CONCURRENCY,
         threads: int = THREADS,
+        limits: Mapping[str, QueueOptions] | None = None,
+        times: Times | None = None,
     ) -> None:
         for name, value in (("concurrency", concurrency), ("threads", threads), ("queues", len(queues))):
             if value < 1:
@@ -132,10 +132,13 @@ class ActivityWorker:
             self._sender.sent_rows,
             self._spawn_leftover,
         )
-        self._queues = [_Queue(self, queue) for queue in dict.fromkeys(queues)]
-        self._slots = asyncio.Semaphore(concurrency)
-        self._room = asyncio.Event()
-        self._running: dict[tuple[ActivityKey, int], _Running] = {}
+        topics, limits = self._messages.topics, limits or {}
+        self._queues = [
+            TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED)) for queue in dict.fromkeys(queues)
+        ]
+        self._numbers = itertools.count()
+        self._running: dict[tuple[ActivityKey, int], Running] = {}
+        self._watch = Watch(store, self.incarnation, self._messages.part_of, self._running, self._done, times)
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
         self._executing = 0  # those of them whose attempt has not ended
         self._leftovers: set[asyncio.Task[None]] = set()
@@ -146,6 +149,7 @@ class ActivityWorker:
         self._tidy = asyncio.Event()
         self._tidy_now = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopping = False
         self._leaving = False
         self._set_clock_at_s = 0.0
 
@@ -162,8 +166,11 @@ class ActivityWorker:
             for queue in started:
                 await queue.close()
             raise
-        self._consumers = {self._guarded(each.consume(), f"romancy-tasks-{each.name}") for each in self._queues}
-        self._tidier = {self._guarded(self._tidy_up_for_ever(), "romancy-worker-tidy")}
+        self._consumers = {self._guarded(self._consume(each), f"romancy-tasks-{each.name}") for each in self._queues}
+        self._tidier = {
+            self._guarded(self._tidy_up_for_ever(), "romancy-worker-tidy"),
+            self._guarded(self._watch.run(), "romancy-worker-watch"),
+        }
 
     async def run(self) -> None:
         """Between `start` and `stop`: never returns; raises what the worker cannot go on after."""
@@ -174,7 +181,10 @@ class ActivityWorker:
         again, here or elsewhere. A thread that goes on is left to itself."""
         consumers, tidier = self._consumers, self._tidier
         self._consumers, self._tidier = set(), set()
+        self._stopping = True
         await _end(consumers)
+        for queue in self._queues:
+            queue.clear()
         if self._waiting and drain_s > 0:
             await asyncio.wait(self._waiting, timeout=drain_s)
         self._leaving = True
@@ -185,6 +195,7 @@ class ActivityWorker:
         await _end(tidier)
         if tidier:
             await self._tidy_up()
+            await self._watch.leave()
         for queue in self._queues:
             await queue.close()
         self._threads.shutdown()
@@ -206,6 +217,8 @@ class ActivityWorker:
         counts = self._counts
         return WorkerStatistics(
             running=len(self._running),
+            waiting=sum(queue.waiting for queue in self._queues),
+            detached=self._watch.detached,
             unsent=not self._sender.ready.is_set(),
             rows_to_delete=len(self._sender.sent_rows),
             abandoned_threads=self._threads.abandoned,
@@ -214,6 +227,7 @@ class ActivityWorker:
             resent=counts[RESENT],
             closed=counts[CLOSED],
             doubled=counts["doubled"],
+            elsewhere=counts["elsewhere"],
             malformed=counts["malformed"],
             unknown=counts["unknown"],
             refused=self._sender.refused,
@@ -242,20 +256,28 @@ class ActivityWorker:
         task.add_done_callback(self._leftovers.discard)
 
     # -- taking tasks ------------------------------------------------------------------------------------------------
-    async def room(self) -> int:
-        """Waits until an attempt can be started and its result can be sent; returns how many."""
+    async def _consume(self, queue: TaskQueue) -> None:
+        pause_s = BACKOFF_S[0]
         while True:
             await self._sender.ready.wait()
-            unreported = len(self._waiting) - self._executing
-            free = min(self._concurrency - self._executing, UNREPORTED_LIMIT - unreported)
-            if free > 0:
-                return min(free, FETCH_LIMIT)
-            self._room.clear()
-            await self._room.wait()
+            queue.space.clear()
+            if not queue.room:
+                await queue.space.wait()
+                continue
+            try:
+                records = await queue.fetch(min(queue.room, FETCH_LIMIT))
+            except BrokerUnavailableError as error:
+                log.warning("queue %r: no tasks for now: %s", queue.name, error)
+                await queue.close()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, BACKOFF_S[1])
+                continue
+            pause_s = BACKOFF_S[0]
+            await self._take(queue, records)
 
-    async def take(self, queue: _Queue, records: Sequence[Record]) -> None:
-        """Starts what is to be started. Only the question for recorded results waits."""
-        suspects: list[tuple[Task, Progress, int]] = []
+    async def _take(self, queue: TaskQueue, records: Sequence[Record]) -> None:
+        """Only the question for what is known of them waits."""
+        taken: list[tuple[Task, Progress, int]] = []
         for record in records:
             progress = queue.progress.get(TP(record.topic, record.partition))
             if progress is None:
@@ -264,34 +286,75 @@ class ActivityWorker:
             task = read_task(record)
             if isinstance(task, Malformed):
                 self._start(self._quarantine(record, task, progress))
-            elif record.offset < progress.end:
-                suspects.append((task, progress, record.offset))
+            elif not self._joined(task, progress, record.offset):
+                taken.append((task, progress, record.offset))
+        known = await look_up(
+            self._store,
+            [task for task, progress, offset in taken if offset < progress.end],
+            [task for task, progress, offset in taken if offset >= progress.end],
+        )
+        for task, progress, offset in taken:
+            if queue.progress.get(progress.tp) is not progress:
+                continue
+            if known.elsewhere(task):
+                self._counts["elsewhere"] += 1
+                self._done([(progress, offset)])
             else:
-                self._begin(queue, task, progress, record.offset, None)
-        if suspects:
-            found = await self._recorded({task.key for task, _, _ in suspects})
-            for task, progress, offset in suspects:
-                self._begin(queue, task, progress, offset, found.get(task.key))
+                waiting = Waiting(task, progress, offset, known.results.get(task.key), known.details(task))
+                queue.add(waiting, next(self._numbers))
+        self._begin()
 
-    async def _recorded(self, keys: Iterable[ActivityKey]) -> Mapping[ActivityKey, RecordedResult]:
-        pause_s = BACKOFF_S[0]
-        while True:
-            try:
-                return await finished(self._store.results(list(keys)))
-            except StoreUnavailableError as error:
-                log.warning("tasks wait for the database: %s", error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, BACKOFF_S[1])
-
-    def _begin(self, queue: _Queue, task: Task, progress: Progress, offset: int, found: RecordedResult | None) -> None:
+    def _joined(self, task: Task, progress: Progress, offset: int) -> bool:
+        """Whether it is under way here already."""
         running = self._running.get(task.identity)
-        if running is not None:
-            running.places.append((progress, offset))
-            self._counts["doubled"] += 1
-            return
-        running = self._running[task.identity] = _Running([(progress, offset)])
-        self._executing += 1
-        self._start(self._work(queue, task, running, found))
+        if running is None:
+            return False
+        self._counts["doubled"] += 1
+        running.places.append((progress, offset))
+        if running.detached is not None:
+            self._done([(progress, offset)])
+        return True
+
+    # -- beginning them ----------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        """As many as there is room for, the most urgent first."""
+        while self._room > 0:
+            queue = self._next_queue()
+            if queue is None:
+                return
+            waiting = queue.take()
+            if self._joined(waiting.task, waiting.progress, waiting.offset):
+                continue
+            now_s = asyncio.get_running_loop().time()
+            running = Running(waiting.task, [(waiting.progress, waiting.offset)], now_s)
+            self._running[waiting.task.identity] = running
+            self._executing += 1
+            queue.allowance.begin(now_s)
+            self._start(self._work(queue, waiting, running))
+
+    @property
+    def _room(self) -> int:
+        """For so many attempts that can be started, and whose results can be sent."""
+        if self._stopping or not self._sender.ready.is_set():
+            return 0
+        unreported = len(self._waiting) - self._executing
+        return min(self._concurrency - self._executing, UNREPORTED_LIMIT - unreported)
+
+    def _next_queue(self) -> TaskQueue | None:
+        """That of the most urgent task that may begin now."""
+        loop = asyncio.get_running_loop()
+        found: TaskQueue | None = None
+        place = (0, 0)
+        for queue in self._queues:
+            first = queue.first()
+            if first is None or (found is not None and first > place):
+                continue
+            wait_s = queue.allowance.wait_s(loop.time())
+            if wait_s <= 0:
+                found, place = queue, first
+            elif queue.wake is None or queue.wake.when() <= loop.time():
+                queue.wake = loop.call_later(wait_s, self._begin)
+        return found
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._guarded(work, "romancy-attempt")
@@ -300,36 +363,40 @@ class ActivityWorker:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._waiting.discard(task)
-        self._room.set()
+        self._begin()
 
     # -- one task ------------------------------------------------------------------------------------------------------
-    async def _work(self, queue: _Queue, task: Task, running: _Running, found: RecordedResult | None) -> None:
+    async def _work(self, queue: TaskQueue, waiting: Waiting, running: Running) -> None:
+        task = waiting.task
         try:
             try:
-                async with self._slots:
-                    outcome = await self._outcome(queue, task, running, found)
+                outcome = await self._outcome(queue, waiting, running)
             finally:
                 self._executing -= 1
-                self._room.set()
+                queue.allowance.end()
+                self._begin()
             await self._report(task, outcome)
         except asyncio.CancelledError:
             if not self._leaving:
                 raise RuntimeError(f"somebody cancelled the task of an attempt: {task}") from None
             self._counts["cut_off"] += 1
+            self._watch.cut_off(running)
             log.info("cut off, to be delivered again: %s", task)
         else:
             self._counts[outcome.kind] += 1
+            self._watch.ended(running)
             self._done(running.places)
         finally:
             del self._running[task.identity]
 
-    async def _outcome(self, queue: _Queue, task: Task, running: _Running, found: RecordedResult | None) -> Outcome:
-        if found is not None:
-            return await self._known(task, found)
+    async def _outcome(self, queue: TaskQueue, waiting: Waiting, running: Running) -> Outcome:
+        task = waiting.task
+        if waiting.found is not None:
+            return await self._known(task, waiting.found)
         activity = self._activities.get(task.name)
         if activity is None:
             return self._unknown(queue, task)
-        running.attempt = Attempt(self._bench, task, activity, queue.name)
+        running.attempt = Attempt(self._bench, task, activity, queue.name, waiting.details)
         return await running.attempt.run()
 
     async def _known(self, task: Task, found: RecordedResult) -> Outcome:
@@ -342,7 +409,7 @@ class ActivityWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, BACKOFF_S[1])
 
-    def _unknown(self, queue: _Queue, task: Task) -> Outcome:
+    def _unknown(self, queue: TaskQueue, task: Task) -> Outcome:
         """Another version of the worker may know it."""
         self._counts["unknown"] += 1
         message = (
@@ -386,7 +453,7 @@ class ActivityWorker:
         self._done([(progress, record.offset)])
 
     # -- how far we are ------------------------------------------------------------------------------------------------
-    def _done(self, places: Sequence[tuple[Progress, int]]) -> None:
+    def _done(self, places: Sequence[Place]) -> None:
         for progress, offset in places:
             progress.done(offset)
         self._ends += 1
@@ -424,6 +491,10 @@ class ActivityWorker:
         for queue in self._queues:
             await queue.commit(queue.progress.values())
         await self._sender.delete_sent()
+        try:
+            await self._watch.attach()
+        except StoreUnavailableError as error:
+            log.info("attempts that have ended stay recorded as detached for now: %s", error)
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -432,70 +503,3 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
         _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
-
-
-@dataclass(eq=False)
-class _Queue:
-    """The membership of a worker in one queue's group: its `TaskHandler`."""
-
-    worker: ActivityWorker
-    name: str
-    progress: dict[TP, Progress] = field(default_factory=dict)
-    source: TaskSource | None = None
-
-    # -- TaskHandler -----------------------------------------------------------------------------------------------
-    async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
-        self.progress = {tp: Progress(tp, assigned) for tp, assigned in ranges.items()}
-
-    async def on_revoked(self, partitions: set[TP]) -> None:
-        """Attempts under way go on; what they come to is sent, but their offsets are somebody else's now."""
-        lost = [self.progress.pop(tp) for tp in partitions if tp in self.progress]
-        await self.commit(lost)
-
-    # -- in the worker's hands ---------------------------------------------------------------------------------------
-    async def open(self) -> None:
-        topics = Topics(self.worker._messages.topics.namespace)
-        group = f"{topics.namespace}.workers.{self.name}"
-        source = self.worker._broker.tasks([topics.tasks(self.name)], group, self)
-        await source.start()
-        self.source = source
-
-    async def close(self) -> None:
-        source, self.source = self.source, None
-        if source is not None:
-            try:
-                await source.stop()
-            except BrokerUnavailableError as error:
-                log.warning("queue %r: left without a word: %s", self.name, error)
-
-    async def consume(self) -> None:
-        pause_s = BACKOFF_S[0]
-        while True:
-            limit = await self.worker.room()
-            try:
-                if self.source is None:
-                    await self.open()
-                assert self.source is not None
-                records = await self.source.fetch(limit)
-            except BrokerUnavailableError as error:
-                log.warning("queue %r: no tasks for now: %s", self.name, error)
-                await self.close()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, BACKOFF_S[1])
-                continue
-            pause_s = BACKOFF_S[0]
-            await self.worker.take(self, records)
-
-    async def commit(self, progresses: Iterable[Progress]) -> None:
-        """As far as it can: what is not committed is done again, no more."""
-        behind = {each.tp: each.low for each in progresses if each.low > each.committed}
-        if not behind or self.source is None:
-            return
-        try:
-            await self.source.commit(behind)
-        except BrokerUnavailableError as error:
-            log.warning("queue %r: offsets cannot be committed now: %s", self.name, error)
-            return
-        for tp, low in behind.items():
-            if tp in self.progress:
-                self.progress[tp].committed = max(self.progress[tp].committed, low)

@@ -30,11 +30,15 @@ POLICIES_CACHE_LIMIT: Final = 256  # distinct class lists of one app's activitie
 _REQUIRED: Final = (w.X_RUN, w.X_ACTIVITY, w.X_ACTIVITY_ID, w.X_ATTEMPT)
 _TRACE: Final = (w.X_TRACEPARENT, w.X_TRACESTATE)
 _MAX_INT32: Final = 2**31 - 1
+PRIORITY: Final = 5
+"""Of a task that names none. 1 is first, 9 last."""
+_PRIORITIES: Final = frozenset("123456789")
 
 
 @value
 class Task:
-    """A request to run one attempt. `policy` says which classes of errors may be retried, nothing else."""
+    """A request to run one attempt. `policy` says which classes of errors may be retried, nothing else. `lapsed`: the
+    worker process that had it before, where that is not heard of any more."""
 
     key: ActivityKey
     attempt: int
@@ -46,6 +50,9 @@ class Task:
     policy: RetryPolicy
     workflow: str | None
     trace: dict[str, str]
+    heartbeat_timeout_s: float | None = None
+    priority: int = PRIORITY
+    lapsed: str | None = None
 
     @property
     def identity(self) -> tuple[ActivityKey, int]:
@@ -67,7 +74,7 @@ def read_task(record: Record) -> Task | Malformed:
     if problem is not None:
         return Malformed(m.BAD_ATTRIBUTE, problem).of(event.source, event.id)
     extensions = event.extensions
-    timeout = extensions.get(w.X_TIMEOUT)
+    timeout, heartbeat = extensions.get(w.X_TIMEOUT), extensions.get(w.X_HEARTBEAT)
     assert event.subject is not None
     return Task(
         key=ActivityKey(event.subject, int(extensions[w.X_RUN]), extensions[w.X_ACTIVITY_ID]),
@@ -80,6 +87,9 @@ def read_task(record: Record) -> Task | Malformed:
         policy=_policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON)),
         workflow=extensions.get(w.X_WORKFLOW),
         trace={name: extensions[name] for name in _TRACE if name in extensions},
+        heartbeat_timeout_s=None if heartbeat is None else float(heartbeat),
+        priority=int(extensions.get(w.X_PRIORITY, PRIORITY)),
+        lapsed=extensions.get(w.X_LAPSED),
     )
 
 
@@ -93,12 +103,17 @@ def _problem(event: WireEvent) -> str | None:
     for name in (w.X_RUN, w.X_ATTEMPT):
         if not (extensions[name].isdecimal() and int(extensions[name]) <= _MAX_INT32):
             return f"{name} must be a whole number"
+    if extensions.get(w.X_PRIORITY, "1") not in _PRIORITIES:
+        return f"{w.X_PRIORITY} must be 1 to 9"
     try:
-        if not 0 < float(extensions.get(w.X_TIMEOUT, "1")) < float("inf"):
+        if not all(0 < float(extensions.get(name, "1")) < float("inf") for name in (w.X_TIMEOUT, w.X_HEARTBEAT)):
             raise ValueError
         _policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON))
     except ValueError:
-        return f"{w.X_TIMEOUT} must be seconds above 0, {w.X_RETRY_ON} and {w.X_NO_RETRY_ON} lists of module:Name"
+        return (
+            f"{w.X_TIMEOUT} and {w.X_HEARTBEAT} must be seconds above 0, {w.X_RETRY_ON} and {w.X_NO_RETRY_ON} lists of "
+            "module:Name"
+        )
     return None
 
 

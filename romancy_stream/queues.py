@@ -1,0 +1,46 @@
+"""Queues of activities: how much of a queue one worker process takes at a time. Values only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+RATE_LIMIT_MOST: Final = 100_000
+"""Starts that are remembered for a rate limit: a float each."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class RateLimit:
+    """At most `limit` starts of attempts within any span of `per` seconds (a timedelta is accepted)."""
+
+    limit: int
+    per: float
+
+    def __init__(self, limit: int, per: float | timedelta = 1.0) -> None:
+        per_s = per.total_seconds() if isinstance(per, timedelta) else per
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= RATE_LIMIT_MOST:
+            raise ValueError(f"limit must be a whole number from 1 to {RATE_LIMIT_MOST:,}, not {limit!r}")
+        if not isinstance(per_s, int | float) or isinstance(per_s, bool) or not math.isfinite(per_s) or per_s <= 0:
+            raise ValueError(f"per must be a number of seconds above 0, or a timedelta, not {per!r}")
+        object.__setattr__(self, "limit", limit)
+        object.__setattr__(self, "per", float(per_s))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """Of one queue, in each worker process. None: no limit but that of the process."""
+
+    concurrency: int | None = None
+    rate_limit: RateLimit | None = None
+
+    def __post_init__(self) -> None:
+        concurrency = self.concurrency
+        if concurrency is not None and (
+            not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+        ):
+            raise ValueError(f"concurrency must be a whole number of at least 1, or None, not {concurrency!r}")
+
+
+UNLIMITED: Final = QueueOptions()
