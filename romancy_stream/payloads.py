@@ -101,9 +101,9 @@ def _key(name: str, key: bytes | str) -> bytes:
 
 
 class BlobStore:
-    """A folder of any file system that fsspec knows: `file:///var/blobs`, `s3://bucket/prefix`, `memory://test`. A blob's
-    name is the SHA-256 of its content, and is checked when it is read. Needs the extra `offload`, and for a cloud the
-    package that fsspec names."""
+    """A folder of any file system that fsspec knows: `file:///var/blobs`, `s3://bucket/prefix`, `memory://test`. The
+    name of a blob is the SHA-256 of its content, and is checked when it is read. Needs the extra `offload`, and for a
+    cloud the package that fsspec names."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -153,8 +153,8 @@ class BlobStore:
 
 
 class Payloads:
-    """`codec`: for every payload. `older_codecs`: only to read what they have written. `store`: for payloads of more than
-    `threshold_bytes`, after encoding; a BlobStore or its URL. Implements `engine.sealing.Sealing`."""
+    """`codec`: for every payload. `older_codecs`: only to read what they have written. `store`: for payloads of more
+    than `threshold_bytes`, after encoding; a BlobStore or its URL. Implements `engine.sealing.Sealing`."""
 
     def __init__(
         self,

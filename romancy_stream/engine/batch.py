@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,11 +13,11 @@ from zlib import crc32
 from romancy_stream.engine import history as h
 from romancy_stream.engine import mail as post
 from romancy_stream.engine import outgoing, projection
-from romancy_stream.engine.commit import Commit, DeadLetter, Mark, OutboxRow, Rejection
+from romancy_stream.engine.commit import Commit, DeadLetter, EagerTask, Mark, OutboxRow, Rejection
 from romancy_stream.engine.config import HISTORY_WARNING
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Received
+from romancy_stream.engine.inputs import EagerRoom, Received
 from romancy_stream.engine.instance import Command, LiveInstance
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
@@ -66,6 +65,7 @@ class Batch:
     tell: Mapping[str, Callable[[Batch, Entry, HistoryEvent], None]]
     let_go: Callable[[Batch, Entry, HistoryEvent], None]
     large_at: int = HISTORY_WARNING
+    eager: EagerRoom | None = None
     grown: int = 0  # runs that reached `large_at`
     commit: Commit = field(default_factory=Commit)
     touched: dict[str, Entry] = field(default_factory=dict)
@@ -77,7 +77,6 @@ class Batch:
     entities: dict[str, Entity] = field(default_factory=dict)
     intake: dict[tuple[int, str], int] = field(default_factory=dict)
     received: Received | None = None  # what is being dealt with
-    stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     stats: Counter[str] = field(default_factory=Counter)  # what entities dropped; see `EngineCore.stats`
     topics: Topics = field(init=False)
     source: str = field(init=False)
@@ -162,9 +161,19 @@ class Batch:
             message = outgoing.happened(self.source, outgoing.HAPPENED[event.kind], state, event, self.time)
             self.send(state.part, self.topics.events, state.instance_id, message, state.part)
 
+    def placed(self, queue: str, attrs: dict[str, Any]) -> dict[str, Any]:
+        """What is recorded of an attempt that is due: that it stays in this process, where there is room for it. A
+        successor then knows that no broker has it."""
+        if self.eager is None or not self.eager.take(queue):
+            return attrs
+        return {**attrs, "eager": self.eager.incarnation}
+
     def request(self, state: InstanceState, activity: ActivityState, lapsed: str | None = None) -> None:
         """Asks a worker for the attempt that is due; after the worker process `lapsed`, another one."""
         message = outgoing.task(self.source, state, activity, self.time, lapsed)
+        if activity.eager is not None and lapsed is None:
+            self.commit.eager.append(EagerTask(state.part, activity.queue, *encode_text(message)))
+            return
         # Spread over the queue's partitions: the parallel activities of one instance are not one worker's. Not by the
         # hash of keys, which costs ten times as much: nobody has to find a task by its name.
         spread = crc32(f"{state.instance_id}/{activity.activity_id}".encode()) % self.partitions

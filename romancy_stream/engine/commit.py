@@ -70,7 +70,8 @@ class InstanceRow:
 
 @value
 class ActivityRow:
-    """Projection of one activity: what it is doing now. `error` is the last attempt's."""
+    """Projection of one activity: what it is doing now. `error` is the last attempt's; `eager` the engine process that
+    kept the attempt to itself, without the broker."""
 
     instance_id: str
     run: int
@@ -84,6 +85,7 @@ class ActivityRow:
     finished_us: int | None
     next_attempt_us: int | None
     error: bytes | None
+    eager: str | None = None
 
 
 @value
@@ -105,6 +107,17 @@ class OutboxRow:
     topic: str
     key: str
     to_partition: int | None
+    headers: tuple[tuple[str, str], ...]
+    value: bytes | None
+
+
+@value
+class EagerTask:
+    """A task for a worker in the engine's own process, once this commit is durable. `headers` and `value` are those of
+    the record that the queue's topic would get."""
+
+    part: int
+    queue: str
     headers: tuple[tuple[str, str], ...]
     value: bytes | None
 
@@ -234,6 +247,7 @@ class Commit:
     members_gone: list[tuple[str, str, str]] = field(default_factory=list)  # entity, instance_id, ref
     items: list[ItemRow] = field(default_factory=list)  # upsert
     items_gone: list[tuple[str, int]] = field(default_factory=list)  # entity, seq
+    eager: list[EagerTask] = field(default_factory=list)  # not written
     blobs: dict[str, bytes] = field(default_factory=dict)  # to be kept elsewhere before the rest is written
     deleted: list[Tombstone] = field(default_factory=list)  # every row of the instance goes, this one comes
 

@@ -143,10 +143,11 @@ class HistoryEvent:
     workflow.compensating    outcome "failed" | "cancelled"; payload as that of the end
     workflow.parked          code, message, undelivered, and expected/actual for a divergence
     activity.scheduled       name, queue; policy (RetryPolicy.to_json), timeout_s, total_timeout_s,
-                             deadline_us, heartbeat_timeout_s, priority where set; compensate
+                             deadline_us, heartbeat_timeout_s, priority where set; eager: the engine process
+                             that kept the attempt to itself; compensate
                              {"args": JSON text, "attrs": as compensation.registered}
     activity.attempt_failed  attempt, next_at_us, duration_us
-    activity.retried         attempt
+    activity.retried         attempt; eager as above
     activity.heard           due_us: when the next heartbeat is missed
     activity.completed       attempt, duration_us, worker
     activity.failed          attempt, reason: "terminal" | "exhausted" | "timeout"

@@ -88,6 +88,20 @@ class LeaseLapsed:
 Input = Received | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseLapsed
 
 
+@dataclass(slots=True)
+class EagerRoom:
+    """How many tasks of each queue a worker in this process, of the life `incarnation`, takes without the broker."""
+
+    incarnation: str
+    room: dict[str, int]
+
+    def take(self, queue: str) -> bool:
+        left = self.room.get(queue, 0)
+        if left > 0:
+            self.room[queue] = left - 1
+        return left > 0
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionStart:
     """What a partition begins with after it was taken over."""

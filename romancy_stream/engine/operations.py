@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from romancy_stream.engine import history as h
 from romancy_stream.engine import offspring
@@ -190,7 +190,9 @@ def _go_on(
         core.evict(entry)
     run = core.next_run(batch, instance_id)
     copies = [
-        offspring.moved(replace(event, instance_id=instance_id, run=run, seq=seq))
+        offspring.moved(
+            replace(event, instance_id=instance_id, run=run, seq=seq, attrs=_without(event.attrs, "eager"))
+        )
         for seq, event in enumerate((event for event in prefix if event.kind not in _PAUSES), start=1)
     ]
     if not copies:
@@ -204,6 +206,10 @@ def _go_on(
     else:
         core.deliver(batch, new, again.kind, again.ref, again.attrs, again.payload)
     return run
+
+
+def _without(attrs: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in attrs.items() if key != name} if name in attrs else attrs
 
 
 def _ask_again(batch: Batch, entry: Entry, copies: Events) -> None:

@@ -59,6 +59,7 @@ class ActivityState:
     finished_us: int | None = None
     next_attempt_us: int | None = None
     error: bytes | None = None
+    eager: str | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +179,7 @@ class InstanceState:
             a.finished_us,
             a.next_attempt_us,
             a.error,
+            a.eager,
         )
 
     def timer_row(self, timer_id: str) -> TimerRow:
@@ -203,7 +205,7 @@ class InstanceState:
         activity.status = status
         activity.attempt = event.attrs.get("attempt", activity.attempt)
         activity.updated_us = activity.finished_us = event.at_us
-        activity.next_attempt_us = None
+        activity.next_attempt_us = activity.eager = None
         if status == FAILED:
             activity.error = event.payload
         self.changed[event.ref] = activity
@@ -215,7 +217,7 @@ class InstanceState:
         for activity in self.activities.values():
             activity.status = ABANDONED
             activity.updated_us = activity.finished_us = event.at_us
-            activity.next_attempt_us = None
+            activity.next_attempt_us = activity.eager = None
             self.changed[activity.activity_id] = activity
         self.activities.clear()
         for timer_id in list(self.timers):
@@ -274,6 +276,7 @@ def _open_activity(state: InstanceState, event: HistoryEvent, activity_id: str) 
     activity = ActivityState(
         activity_id, attrs["name"], attrs["queue"], event.at_us, event.payload, attrs, updated_us=event.at_us
     )
+    activity.eager = attrs.get("eager")
     state.activities[activity_id] = state.changed[activity_id] = activity
     if "deadline_us" in attrs:
         state.set_timer(DEADLINE_TIMER + activity_id, attrs["deadline_us"])
@@ -314,7 +317,7 @@ def _attempt_failed(state: InstanceState, event: HistoryEvent) -> None:
     activity = state.activities[event.ref]
     activity.status = BACKING_OFF
     activity.error, activity.updated_us = event.payload, event.at_us
-    activity.next_attempt_us = event.attrs["next_at_us"]
+    activity.next_attempt_us, activity.eager = event.attrs["next_at_us"], None
     state.changed[event.ref] = activity
     state.set_timer(RETRY_TIMER + event.ref, event.attrs["next_at_us"])
     state.drop_timer(HEARTBEAT_TIMER + event.ref)
@@ -325,6 +328,7 @@ def _retried(state: InstanceState, event: HistoryEvent) -> None:
     activity = state.activities[event.ref]
     activity.status, activity.attempt = SCHEDULED, event.attrs["attempt"]
     activity.updated_us, activity.next_attempt_us = event.at_us, None
+    activity.eager = event.attrs.get("eager")
     state.changed[event.ref] = activity
     state.drop_timer(RETRY_TIMER + event.ref)
     _expect_heartbeat(state, activity, event.at_us)

@@ -10,21 +10,32 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine import history as h
-from romancy_stream.engine.commit import Commit, Mark
+from romancy_stream.engine.commit import ActivityKey, Commit, EagerTask, Mark
 from romancy_stream.engine.core import EngineCore
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Refused, TimerDue, Unpark
+from romancy_stream.engine.inputs import (
+    EagerRoom,
+    Input,
+    LeaseLapsed,
+    Loaded,
+    PartitionStart,
+    Received,
+    Refused,
+    TimerDue,
+    Unpark,
+)
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import seen
-from romancy_stream.store.port import PartitionSnapshot, Store
-from romancy_stream.wire.codec import decode
+from romancy_stream.store.port import Detached, PartitionSnapshot, Store
+from romancy_stream.wire.codec import Headers, decode, header_bytes
+from romancy_stream.wire.event import Topics
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,6 +47,8 @@ STORE_PATIENCE_S: Final = 5.0
 CALL_LIMIT_S: Final = 25.0
 """How long one call of the database may hang. Longer than it waits for a lock; shorter than the others of the group
 wait for a member in a rebalance."""
+LOCAL_OFFSET: Final = -1
+"""Of a result that came without the broker: it moves no position."""
 LEAVE_S: Final = 2.0
 """How long a call may hang once the engine is leaving."""
 FIRST_PAUSE_S: Final = 0.05
@@ -57,6 +70,22 @@ CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
 
+class LocalWorker(Protocol):
+    """A worker in this process, which gets tasks without the broker. `incarnation`: of its process."""
+
+    @property
+    def incarnation(self) -> str: ...
+    def room(self) -> dict[str, int]:
+        """Queue -> how many tasks it would take now."""
+        ...
+
+    def run(self, tasks: Sequence[EagerTask]) -> None: ...
+    def is_running(self, key: ActivityKey, attempt: int) -> bool: ...
+    def send(self, results: Sequence[Record]) -> None:
+        """By the broker after all."""
+        ...
+
+
 class Processor:
     """A `BatchHandler`. `on_commit` hears of every commit once it is durable."""
 
@@ -69,8 +98,12 @@ class Processor:
         on_commit: Callable[[Commit], None],
         on_ownership: Callable[[frozenset[int]], None],
         vault: Vault = NO_VAULT,
+        local: LocalWorker | None = None,
     ) -> None:
         self.core = core
+        self._local = local
+        self._results: list[Received] = []  # of the local worker, not yet committed
+        self._results_topic = Topics(core.config.namespace).results
         self._vault = vault
         self.source: BatchSource | None = None
         self._store = store
@@ -106,25 +139,35 @@ class Processor:
                 for topic, offset in snapshot.offsets.items():
                     if TP(topic, snapshot.part) in positions:
                         positions[TP(topic, snapshot.part)] = offset
-            parked: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
-            if parked:
-                await self._run(parked)
+            found: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
+            found += [_lapsed(each) for s in snapshots for each in s.eager if not self._is_running(each)]
+            if found:
+                await self._run(found)
         self._on_ownership(self.core.owned)
         return positions
+
+    def _is_running(self, each: Detached) -> bool:
+        local = self._local
+        mine = local is not None and each.incarnation == local.incarnation
+        return mine and local is not None and local.is_running(each.key, each.attempt)
 
     async def on_batch(self, batch: Mapping[TP, Sequence[Record]]) -> None:
         records = [record for records in batch.values() for record in records]
         inputs: list[Input] = [Received(record, decode(record)) for record in records]
         async with self._lock:
+            results = self._owned_results()
+            inputs += results
             for first in range(0, len(inputs), INPUTS_PER_COMMIT):
                 await self._relay.has_room()
                 await self._run(inputs[first : first + INPUTS_PER_COMMIT])
+            self._done(results)
 
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
             parts = frozenset(tp.partition for tp in partitions)
             await self._tidy(parts)
             self._forget(parts)
+        self.hand_on()
         self._on_ownership(self.core.owned)
 
     async def _tidy(self, parts: frozenset[int]) -> None:
@@ -188,10 +231,12 @@ class Processor:
             async with self._lock:
                 if not self.core.owned:
                     continue
-                due: list[Input] = list(self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT))
-                if due or self._relay.has_news:
+                results = self._owned_results()
+                due = self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT)
+                if results or due or self._relay.has_news:
                     await self._relay.has_room()
-                    await self._run(due)
+                    await self._run([*results, *due])
+                    self._done(results)
             await self._hint()
 
     async def _hint(self) -> None:
@@ -201,6 +246,8 @@ class Processor:
             await self.source.commit_hint(hints)
 
     async def _until_something_is_due(self) -> None:
+        if self._results:
+            return
         self._timers_changed.clear()
         wait_s = CLOCK_CHECK_S
         due_us = self.core.timers.next_due_us()
@@ -213,6 +260,32 @@ class Processor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._timers_changed.wait()
+
+    # -- results of the worker in this process -------------------------------------------------------------------
+    def take_result(self, part: int, headers: Headers, value: bytes | None) -> bool:
+        """A message for `results`, without the broker. False: the partition is somebody else's, send it."""
+        if part not in self.core.owned:
+            return False
+        record = Record(self._results_topic, part, LOCAL_OFFSET, None, value, header_bytes(headers), 0)
+        self._results.append(Received(record, decode(record)))
+        self._timers_changed.set()
+        return True
+
+    def _owned_results(self) -> list[Received]:
+        owned = self.core.owned
+        return [each for each in self._results if each.record.partition in owned][:INPUTS_PER_COMMIT]
+
+    def _done(self, results: Sequence[Received]) -> None:
+        """They are committed. What came meanwhile stands behind them."""
+        if results:
+            done = set(map(id, results))
+            self._results = [each for each in self._results if id(each) not in done]
+
+    def hand_on(self) -> None:
+        """Sends results whose partitions are not owned any more; call it also at the end."""
+        if self._local is not None and self._results:
+            self._local.send([each.record for each in self._results if each.record.partition not in self.core.owned])
+            self._results = self._owned_results()
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:
@@ -254,7 +327,8 @@ class Processor:
         await self._prepare(inputs, now_us)
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
-        commit = self.core.handle(inputs, now_us, touch & self.core.owned)
+        room = None if self._local is None else EagerRoom(self._local.incarnation, self._local.room())
+        commit = self.core.handle(inputs, now_us, touch & self.core.owned, room)
         commit.outbox_sent = [each for each in sent if each[0] in self.core.owned]
         commit.outbox_refused = [each for each in refused if each[0] in self.core.owned]
         commit.offsets = _offsets(inputs)
@@ -297,6 +371,8 @@ class Processor:
         return Loaded(**found)
 
     def _published(self, commit: Commit) -> None:
+        if commit.eager and self._local is not None:
+            self._local.run(commit.eager)
         self._relay.post(commit.outbox)
         self._on_commit(commit)
         _report(commit)
@@ -399,6 +475,12 @@ class Processor:
         self._published(commit)
 
 
+def _lapsed(each: Detached) -> LeaseLapsed:
+    """An attempt that a process kept to itself, which has lost the partition since: it may be gone with it."""
+    key = each.key
+    return LeaseLapsed(each.part, key.instance_id, key.run, key.activity_id, each.attempt, each.incarnation)
+
+
 def _report(commit: Commit) -> None:
     """What somebody who looks at the log of a worker wants to know first."""
     for letter in commit.dead_letters:
@@ -417,6 +499,6 @@ def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
     for each in inputs:
         if isinstance(each, Refused):
             each = each.received
-        if isinstance(each, Received):
+        if isinstance(each, Received) and each.record.offset != LOCAL_OFFSET:
             ends[TP(each.record.topic, each.record.partition)] = each.record.offset + 1
     return [(topic, partition, end) for (topic, partition), end in ends.items()]

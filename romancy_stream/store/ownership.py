@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Table, case, select, text, update
+from sqlalchemy import Table, and_, case, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from romancy_stream.engine.commit import OutboxRow, TimerRow
+from romancy_stream.engine.commit import ActivityKey, OutboxRow, TimerRow
 from romancy_stream.errors import NamespaceError, PartitionCountError
 from romancy_stream.store.clocks import MY_CLOCK, PG_CLOCK, clock_us
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database
 from romancy_stream.store.failures import translating
-from romancy_stream.store.port import PartitionSnapshot
-from romancy_stream.store.tables import instances, meta, offsets, outbox, partitions, timers, watermarks
+from romancy_stream.store.port import Detached, PartitionSnapshot
+from romancy_stream.store.tables import activities, instances, meta, offsets, outbox, partitions, timers, watermarks
 
 _NAMESPACE: Final = "namespace"
 _PARTITIONS: Final = "partitions"
@@ -98,6 +98,7 @@ class Ownership:
                 .where(instances.c.part.in_(parts), instances.c.parked.is_not(None))
                 .order_by(instances.c.instance_id)
             )
+            eager = await self._eager(connection, parts)
             parked: dict[int, list[str]] = defaultdict(list)
             for row in halted:
                 parked[row.part].append(row.instance_id)
@@ -118,11 +119,31 @@ class Ownership:
                     outbox=sendable,
                     held=held,
                     parked=parked[part],
+                    eager=[each for each in eager if each.part == part],
                     stalls=marks[part].stalls,
                     suspect=marks[part].suspect,
                 )
             )
         return snapshots
+
+    async def _eager(self, connection: AsyncConnection, parts: Sequence[int]) -> list[Detached]:
+        current = and_(instances.c.instance_id == activities.c.instance_id, instances.c.run == activities.c.run)
+        found = await connection.execute(
+            select(
+                activities.c.instance_id,
+                activities.c.run,
+                activities.c.activity_id,
+                activities.c.attempt,
+                instances.c.part,
+                activities.c.eager,
+            )
+            .join(instances, current)
+            .where(instances.c.part.in_(parts), instances.c.finished_us.is_(None), activities.c.eager.is_not(None))
+        )
+        return [
+            Detached(ActivityKey(instance_id, run, activity_id), attempt, part, incarnation)
+            for instance_id, run, activity_id, attempt, part, incarnation in found
+        ]
 
     async def mark_suspect(self, part: int, epoch: int, suspect: str | None) -> None:
         own = (partitions.c.part == part) & (partitions.c.epoch == epoch)

@@ -29,6 +29,17 @@ from romancy_stream.engine.history import HistoryEvent
 
 
 @dataclass(frozen=True, slots=True)
+class Detached:
+    """A long attempt that its worker has committed past on the task topic: from then on the worker's lease stands
+    for it. `incarnation` names the worker process."""
+
+    key: ActivityKey
+    attempt: int
+    part: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionSnapshot:
     """What a new owner starts from."""
 
@@ -42,6 +53,7 @@ class PartitionSnapshot:
     outbox: Sequence[OutboxRow]  # not yet acknowledged, by position
     held: Mapping[str, Sequence[OutboxRow]]  # by key: a row that the broker refused, and those behind it
     parked: Sequence[str]  # instance ids
+    eager: Sequence[Detached] = ()  # attempts that an engine process kept to itself
     stalls: int = 0  # takeovers in a row without a commit between them
     suspect: str | None = None  # see `mark_suspect`
 
@@ -53,17 +65,6 @@ class Known:
     instances: Mapping[str, InstanceRow]
     rejections: Mapping[str, Rejection]
     tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Detached:
-    """A long attempt that its worker has committed past on the task topic: from then on the worker's lease stands
-    for it. `incarnation` names the worker process."""
-
-    key: ActivityKey
-    attempt: int
-    part: int
-    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def instance_row(row: Row) -> InstanceRow:
 
 def activity_row(row: Row) -> ActivityRow:
     values = list(row)
-    values[-1] = raw(values[-1])  # error
+    values[-2] = raw(values[-2])  # error
     return ActivityRow(*values)
 
 

@@ -46,6 +46,7 @@ _Bytes = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 _Json = JSON().with_variant(JSONB(), "postgresql").with_variant(Text(), "sqlite")
 _PARKED = text("parked IS NOT NULL")
 _FINISHED = text("finished_us IS NOT NULL")
+_OPEN = text("finished_us IS NULL")
 _CHILD = text("parent_id IS NOT NULL")
 _EXPIRES = text("expires_us IS NOT NULL")
 
@@ -124,6 +125,9 @@ instances = Table(
     Column("waiting_for", _Json),
     Column("version", String(VERSION_CHARS)),
     *_partial("romancy_instances_finished", "part", "finished_us", where=_FINISHED),
+    # MySQL's index above has them too.
+    Index("romancy_instances_open", "part", postgresql_where=_OPEN).ddl_if(dialect="postgresql"),
+    Index("romancy_instances_open", "part", sqlite_where=_OPEN).ddl_if(dialect="sqlite"),
     *_partial("romancy_instances_parent", "parent_id", where=_CHILD),
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
@@ -147,6 +151,7 @@ activities = Table(
     Column("finished_us", BigInteger),
     Column("next_attempt_us", BigInteger),
     Column("error", _Json),
+    Column("eager", String(INCARNATION_CHARS)),
     PrimaryKeyConstraint("instance_id", "run", "activity_id"),
 )
 activity_results = Table(

@@ -151,6 +151,7 @@ def _activity(row: ActivityRow) -> Row:
         row.finished_us,
         row.next_attempt_us,
         text_of(row.error),
+        row.eager,
     )
 
 

@@ -100,6 +100,7 @@ CREATE TABLE IF NOT EXISTS romancy_activities (
     finished_us     bigint,
     next_attempt_us bigint,
     error           json,
+    eager           varchar(64),
     PRIMARY KEY (instance_id, run, activity_id)
 ) ENGINE = InnoDB CHARACTER SET utf8mb4
     /*M! COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;

@@ -74,6 +74,7 @@ CREATE TABLE romancy_instances (
     PRIMARY KEY (instance_id)
 ) WITH (fillfactor = 85);
 CREATE INDEX romancy_instances_finished ON romancy_instances (part, finished_us) WHERE finished_us IS NOT NULL;
+CREATE INDEX romancy_instances_open ON romancy_instances (part) WHERE finished_us IS NULL;
 CREATE INDEX romancy_instances_parent ON romancy_instances (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX romancy_instances_parked ON romancy_instances (part) WHERE parked IS NOT NULL;
 CREATE INDEX romancy_instances_started ON romancy_instances (started_us, instance_id);
@@ -93,6 +94,7 @@ CREATE TABLE romancy_activities (
     finished_us     bigint,
     next_attempt_us bigint,
     error           jsonb,
+    eager           varchar(64) COLLATE "C",
     PRIMARY KEY (instance_id, run, activity_id)
 ) WITH (fillfactor = 85);
 
