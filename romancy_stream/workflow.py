@@ -46,6 +46,8 @@ from romancy_stream.options import CHILD_OPTIONS, START_OPTIONS, OnConflict, Par
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Q = ParamSpec("Q")
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 I = TypeVar("I")  # noqa: E741
 
@@ -153,7 +155,7 @@ class Workflow(Generic[P, R]):
     __qualname__: str
 
     @staticmethod
-    def of(workflow: Startable[P, R], /) -> Workflow[P, R]:
+    def of(workflow: Startable[Q, T], /) -> Workflow[Q, T]:
         """Of a class that is a workflow, or of what is one already. TypeError for anything else."""
         found = vars(workflow).get(OF_CLASS) if isinstance(workflow, type) else workflow
         if not isinstance(found, Workflow):

@@ -47,12 +47,12 @@ async def several(ctx: WorkflowContext, customer: str, amount: int = 3, *, note:
     return Order(id=customer)
 
 
-@workflow  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+@workflow  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 def not_async(ctx: WorkflowContext) -> int:
     return 1
 
 
-@workflow  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+@workflow  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 async def without_ctx(order: Order) -> int:
     return 1
 
