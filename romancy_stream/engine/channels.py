@@ -365,20 +365,13 @@ LET_GO: Final = [_let_go]
 
 
 def rejoin(batch: Batch, entry: Entry) -> None:
-    """For a run that begins with the history of another, which has let go of everything: asks again for what its state
-    says that it has, or waits for."""
+    """For a run that goes on from the history of another, which has let go of everything: joins again what its state
+    says it is in. What it waits for it must ask for again, as any run does."""
     state = entry.state
     for channel, mode in state.subscriptions.items():
         _mail(batch, entry, "subscribe", channel_entity(channel), None, {"mode": mode})
     for group in sorted(state.groups):
         _mail(batch, entry, "join", group_entity(group), None)
-    for ref, attrs in state.joining.items():
-        if "group" in attrs:
-            _mail(batch, entry, "join", group_entity(attrs["group"]), ref)
-        else:
-            _mail(batch, entry, "subscribe", channel_entity(attrs["channel"]), ref, {"mode": attrs["mode"]})
-    for ref, attrs in state.receives.items():
-        _demand(batch, entry, "receive", ref, attrs["channel"])
 
 
 # -- mail to an instance ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from romancy_stream.engine import history as h
-from romancy_stream.engine import offspring
+from romancy_stream.engine import channels, offspring
 from romancy_stream.engine.answers import Answer
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.commit import Tombstone
@@ -198,6 +198,7 @@ def _go_on(
     if not copies:
         assert again is not None
         core.restart(batch, replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us), part)
+        channels.rejoin(batch, batch.touched[instance_id])
         return run
     new = core.renew(batch, copies, part)
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
@@ -205,6 +206,7 @@ def _go_on(
         core.awake(batch, new)
     else:
         core.deliver(batch, new, again.kind, again.ref, again.attrs, again.payload)
+    channels.rejoin(batch, new)
     return run
 
 
@@ -225,7 +227,14 @@ def _ask_again(batch: Batch, entry: Entry, copies: Events) -> None:
 
 
 _QUESTIONS = frozenset(
-    {h.ACTIVITY_SCHEDULED, h.WAIT_STARTED, h.RECEIVE_STARTED, h.CHANNEL_SUBSCRIBED, h.CHILD_STARTED}
+    {
+        h.ACTIVITY_SCHEDULED,
+        h.WAIT_STARTED,
+        h.RECEIVE_STARTED,
+        h.CHANNEL_SUBSCRIBED,
+        h.GROUP_JOINING,
+        h.CHILD_STARTED,
+    }
 )
 
 

@@ -729,3 +729,69 @@ def test_receives_that_are_open_at_recur_are_withdrawn() -> None:
     assert made.output() == 1
     assert made.core.stats["offer_refused"] == 0
     assert not made.members
+
+
+# -- another run of what was -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode", ["broadcast", "competing"])
+def test_a_run_that_goes_on_listens_again(mode: str) -> None:
+    mended = False
+
+    @workflow
+    async def fragile(ctx: WorkflowContext, mode: str) -> list[Any]:
+        await ctx.subscribe("news", mode)  # type: ignore[arg-type]
+        await ctx.subscribe("post", "direct")
+        await ctx.join("crew")
+        other = asyncio.ensure_future(ctx.receive("post"))
+        got = [(await ctx.receive("news")).data]
+        if not mended:
+            raise ValueError("cannot bear it")
+        got.append((await ctx.receive("news")).data)
+        return [*got, (await other).data]
+
+    @workflow
+    async def boss(ctx: WorkflowContext) -> None:
+        ctx.send_to_group("crew", "post", "to all")
+
+    made = world(fragile, boss)
+    made.start("fragile", mode)
+    made.run()
+    made.send(message("news", 1, "m1"))
+    made.run()
+    assert made.instances["i"].status == "failed"
+    assert not made.members
+    mended = True
+    made.restart()
+    retry = WireEvent("r", "/operator", w.RETRY, "i", None, "2026-01-01T00:00:00Z")
+    made.send(retry, made.part_of("i"))
+    made.run(restarts=True)
+    made.send(message("news", 2, "m2"))
+    made.start("boss", None, "b")
+    made.run()
+    assert made.output() == [1, 2, "to all"]
+    assert not made.members
+    made.check_projections()
+
+
+def test_a_run_that_begins_anew_has_what_it_was_given() -> None:
+    """Subscriptions that the run before handed on."""
+
+    @workflow
+    async def chained(ctx: WorkflowContext) -> Any:
+        if ctx.run == 1:
+            await ctx.subscribe("news")
+            await ctx.recur()
+        await ctx.subscribe("news")
+        return (await ctx.receive("news")).data
+
+    made = world(chained)
+    made.start("chained")
+    made.run()
+    for number in range(2):
+        made.send(message("news", number, f"m{number}"))
+        made.run()
+        assert made.output() == number
+        reset = WireEvent(
+            f"r{number}", "/operator", w.RESET, "i", b'{"to_event":1}', "2026-01-01T00:00:00Z", {w.X_SEQUENCE: "1"}
+        )
+        made.send(reset, made.part_of("i"))
+        made.run()
