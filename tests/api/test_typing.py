@@ -15,7 +15,9 @@ ROOT = HERE.parents[1]
 # A first run has no cache and type checks the libraries too.
 CHECKER_TIMEOUT_S = 110
 
-ALL_CASES = pytest.mark.parametrize("cases", ["typing_cases.py", "typing_cases_app.py", "typing_cases_signals.py"])
+ALL_CASES = pytest.mark.parametrize(
+    "cases", ["typing_cases.py", "typing_cases_app.py", "typing_cases_signals.py", "typing_cases_events.py"]
+)
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
