@@ -24,7 +24,7 @@ import pytest
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "queues", "ids", "contract"}
-DEFINITIONS = {"events", "messaging", "options", "child", "context", "workflow", "activity", "registry"}
+DEFINITIONS = {"events", "messaging", "options", "child", "context", "interaction", "workflow", "activity", "registry"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
@@ -40,7 +40,8 @@ MAY_USE: dict[str, set[str]] = {
     "options": {"engine"},
     "child": {"engine", "wire", "options"},
     "context": {"errors", "engine", "wire", "events", "messaging", "options", "child"},
-    "workflow": {"errors", "engine", "options", "child", "context"},
+    "interaction": {"errors", "engine", "context"},
+    "workflow": {"errors", "engine", "options", "child", "context", "interaction"},
     "activity": {"errors", "retry", "engine", "messaging", "context"},
     "registry": {"errors", "events", "workflow", "activity"},
     "testing": {"errors", "engine", "activity"},
@@ -49,9 +50,10 @@ MAY_USE: dict[str, set[str]] = {
     "runtime": BELOW_RUNTIME,
     "instances": {"engine", "store"},
     "cancelling": BELOW_RUNTIME | {"runtime"},
-    "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling"},
+    "talking": BELOW_RUNTIME | {"runtime"},
+    "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling", "talking"},
     "starting": BELOW_RUNTIME | {"runtime", "handle"},
-    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "cancelling"},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "cancelling", "talking"},
     "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "client"},
     "audit": {"errors", "wire", "engine", "store"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit"},
