@@ -44,7 +44,7 @@ TYPES = {
 }
 EXTENSIONS = {value for name, value in vars(names).items() if name.startswith("X_")}
 CHANNELS = {
-    "commands": {names.START, names.CANCEL, names.SIGNAL, names.UPDATE, "user event"},
+    "commands": {names.START, names.CANCEL, names.SIGNAL, names.UPDATE, names.CHANNEL_PUBLISH, "user event"},
     "tasks": {names.TASK},
     "results": {names.ACTIVITY_COMPLETED, names.ACTIVITY_FAILED},
     "events": {
