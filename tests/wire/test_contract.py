@@ -23,6 +23,7 @@ from romancy_stream.engine.commit import RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.errors import ConfigurationError
+from romancy_stream.messaging import message_publication
 from romancy_stream.runtime.worker_messages import Messages, Task, read_task
 from romancy_stream.wire import event as names
 from romancy_stream.wire import malformed as m
@@ -305,6 +306,7 @@ def test_what_workers_write_is_what_the_contract_says() -> None:
         messages.failed(task, encode_error(ValueError("no"), retryable=True), 412_000, 0),
         messages.recorded(task, recorded, None),
         messages.published(task, 1, publication, 0),
+        messages.published(task, 2, message_publication("jobs", {"job": 17}, {"priority": "high"}), 0),
     ):
         written = message.record()
         assert problems(list(written.headers), written.value) == [], message
