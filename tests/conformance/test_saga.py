@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import orjson
@@ -311,7 +312,7 @@ async def test_it_is_compensating_until_all_is_undone_also_after_a_restart(make_
 
 async def test_an_activity_whose_time_is_over_commits_nothing(make_app: MakeApp) -> None:
     app = make_app()
-    opened = asyncio.Event()
+    given_up, refused = asyncio.Event(), asyncio.Event()
 
     @app.activity
     async def create_table(ctx: ActivityContext) -> None:
@@ -319,26 +320,35 @@ async def test_an_activity_whose_time_is_over_commits_nothing(make_app: MakeApp)
 
     @app.activity(retry=RetryPolicy.none())
     async def late(ctx: ActivityContext) -> None:
-        await opened.wait()
+        await given_up.wait()
         await ctx.session.execute(text("INSERT INTO notes VALUES ('late')"))
 
     @app.activity
     async def count(ctx: ActivityContext) -> int:
+        await refused.wait()
         found: int = (await ctx.session.execute(text("SELECT COUNT(*) FROM notes"))).scalar_one()
         return found
 
     @app.workflow
     async def hurries(ctx: WorkflowContext) -> int:
         await create_table()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await late()
-        except TimeoutError:
-            opened.set()
-        await ctx.sleep(0.3)
         return await count()
+
+    async def cancelled() -> bool:
+        return ("late:1", "cancelled") in [(a.activity_id, a.status) for a in await app.activities("i")]
+
+    def closed() -> bool:
+        assert app._node is not None
+        assert app._node.worker is not None
+        return app._node.worker.statistics().closed == 1
 
     async with app:
         handle = await app.start(hurries, instance_id="i")
+        await eventually(cancelled, deadline_s=PATIENCE_S)
+        given_up.set()
+        await eventually(closed, deadline_s=PATIENCE_S)
+        refused.set()
         assert await handle.result(timeout=PATIENCE_S) == 0
-        assert ("late:1", "cancelled") in [(a.activity_id, a.status) for a in await app.activities("i")]
