@@ -29,6 +29,7 @@ PRINTS = {
         "activity.attempt_failed call_payment_api:1 2",
     ],
     "user_registration": ["creating the account of Ada", "account_id='ACC-123' status='completed'"],
+    "wait_for_payment": ["o-1: 20.00 paid, signed by Ada", "o-2: 5.00 paid, nobody has signed"],
     "validation": ["order_id='o-1' valid=True", "o-2: romancy_stream.errors:TerminalError: order o-2 is cancelled"],
 }
 ELSEWHERE = {"crash": "the app that the demo kills a worker of", "demo": "has a test of its own below"}
