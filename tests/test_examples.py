@@ -19,6 +19,7 @@ EXAMPLES = {path.stem: path for path in sorted((REPO / "examples").glob("*.py"))
 
 PRINTS = {
     "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
+    "job_queue": ["sum of the jobs: 66", "thank you: some jobs"],
     "loan_approval": ["applicant_id='good-1' status='approved'", "applicant_id='other-2' status='rejected'"],
     "order_tables": ["all orders together: 12.50"],
     "orders": ["order_id='o-1' status='shipped' tracking='TRACK-o-1'", "['order_workflow-"],
