@@ -24,7 +24,7 @@ cli.command()(worker.worker)
 for command in (setup.init, setup.migrate):
     cli.command()(command)
 cli.add_typer(setup.topics, name="topics")
-for function in (instances.start, instances.send, instances.get, instances.history):
+for function in (instances.start, instances.send, instances.cancel, instances.get, instances.history):
     cli.command()(function)
 cli.command("list")(instances.list_)
 cli.add_typer(dlq.dlq, name="dlq")

@@ -1,5 +1,5 @@
-"""`start`, `send`, `get`, `list`, `history`: what there is to do with instances. Those that read open the database
-alone; those that send open the broker too."""
+"""`start`, `send`, `cancel`, `get`, `list`, `history`: what there is to do with instances. Those that read open the
+database alone; those that send open the broker too."""
 
 from __future__ import annotations
 
@@ -158,6 +158,29 @@ async def _send(app: App, type: str, data: Any, subject: str | None, source: str
     with explaining("app.send_event(...)"):
         async with app.client() as client:
             return await client.send_event(type=type, data=data, subject=subject, source=source, id=event_id)
+
+
+def cancel(
+    app: Target,
+    instance_id: Id,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why: kept with the instance.")] = None,
+) -> None:
+    """Cancel an instance: its code may clean up, and what it completed is undone.
+
+    On an embedded broker this process runs the engine and the activities until the request is taken.
+    """
+    run(_cancel(app, instance_id, reason))
+    print(f"cancelling {output.clean(instance_id)}")
+
+
+async def _cancel(app: App, instance_id: str, reason: str | None) -> None:
+    with explaining("app.cancel(...)"):
+        async with _sender(app, answers=True) as client:
+            try:
+                with refusing():
+                    await client.cancel(instance_id, reason)
+            except TimeoutError:
+                raise Refused("the request was sent, but no engine answered: does a worker run?") from None
 
 
 def _json_option(option: str, text: str) -> Any:
