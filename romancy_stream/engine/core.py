@@ -9,7 +9,7 @@ partition, the shell drops the partition here (`drop`) and adopts it anew from t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
 from romancy_stream.engine.commit import ActivityKey, Commit
 from romancy_stream.engine.config import CoreConfig
-from romancy_stream.engine.definitions import Registry, WorkflowDef, definition_of
+from romancy_stream.engine.definitions import Registry, WorkflowDef, begun_as, definition_of, no_code
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import (
@@ -384,7 +384,7 @@ class EngineCore:
     # -- workflow code -------------------------------------------------------------------------------------------
     def begin(self, batch: Batch, event: HistoryEvent, part: int, arguments: Any) -> None:
         """A start that was accepted. `arguments` is its input as the workflow's `decode` gave it."""
-        definition = self._definition(event.attrs)
+        definition = begun_as(self._workflows, event.attrs)
         assert definition is not None, "who begins a run has decoded its input"
         entry = batch.start(event, part)
         entry.live = self._live(definition, event.instance_id, event.run)
@@ -401,10 +401,10 @@ class EngineCore:
     def restart(self, batch: Batch, event: HistoryEvent, part: int) -> None:
         """Another run from the beginning. `event` is its `workflow.started`; its input was taken once before."""
         entry = self._cache[event.instance_id] = batch.start(event, part)
-        definition = self._definition(event.attrs)
+        definition = begun_as(self._workflows, event.attrs)
         try:
             if definition is None:
-                raise self._no_code(event.attrs["workflow"], event.attrs.get("version"))
+                raise no_code(self._workflows, event.attrs["workflow"], event.attrs.get("version"))
             arguments = definition.decode(self.opened(event.payload))
         except (LookupError, InvalidInputError, PayloadError) as error:
             self._park(batch, entry, error, [event.seq])
@@ -422,16 +422,6 @@ class EngineCore:
     def halt(self, batch: Batch, entry: Entry, problem: BaseException) -> None:
         """Parks an instance for what its code has done beside its inputs."""
         self._park(batch, entry, problem, [])
-
-    def _definition(self, started: Mapping[str, Any]) -> WorkflowDef | None:
-        """By the attributes of a `workflow.started`."""
-        return definition_of(self._workflows, started["workflow"], started.get("version"))
-
-    def _no_code(self, workflow: str, version: str | None) -> LookupError:
-        if workflow not in self._workflows:
-            return LookupError(f"no workflow named {workflow!r} is registered in this process")
-        which = "without a version" if version is None else f"of version {version!r}"
-        return LookupError(f"this process has a workflow named {workflow!r}, but none {which}")
 
     def next_run(self, batch: Batch, instance_id: str) -> int:
         """The number of another run of an instance, which may be gone: none is used twice."""
@@ -502,7 +492,7 @@ class EngineCore:
         state = entry.state
         definition = definition_of(self._workflows, state.workflow, state.version)
         if definition is None:
-            return self._no_code(state.workflow, state.version)
+            return no_code(self._workflows, state.workflow, state.version)
         assert entry.history is not None
         live = self._live(definition, state.instance_id, state.run)
         try:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 from romancy_stream.retry import RetryPolicy
@@ -160,14 +160,15 @@ class WorkflowDef(Protocol):
         ...
 
 
+D_co = TypeVar("D_co", bound=WorkflowDef, covariant=True)
 Registry = Mapping[str, WorkflowDef]
 """By name, the version that new runs get."""
 
 
-class Versions(Mapping[str, WorkflowDef]):
+class Versions(Mapping[str, D_co]):
     """A `Registry` that knows further versions."""
 
-    def at(self, name: str, version: str | None) -> WorkflowDef | None:
+    def at(self, name: str, version: str | None) -> D_co | None:
         raise NotImplementedError
 
 
@@ -177,6 +178,19 @@ def definition_of(workflows: Registry, name: str, version: str | None) -> Workfl
         return workflows.at(name, version)
     newest = workflows.get(name)
     return newest if newest is not None and newest.version == version else None
+
+
+def begun_as(workflows: Registry, started: Mapping[str, Any]) -> WorkflowDef | None:
+    """As `definition_of`, by the attributes of a `workflow.started`."""
+    return definition_of(workflows, started["workflow"], started.get("version"))
+
+
+def no_code(workflows: Registry, name: str, version: str | None) -> LookupError:
+    """Says what is missing where `definition_of` finds nothing."""
+    if name not in workflows:
+        return LookupError(f"no workflow named {name!r} is registered in this process")
+    which = "without a version" if version is None else f"of version {version!r}"
+    return LookupError(f"this process has a workflow named {name!r}, but none {which}")
 
 
 _local = threading.local()
