@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +25,11 @@ from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
+from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
+from romancy_stream.schedule_workflow import ScheduleWorkflow
+from romancy_stream.scheduling import Declared
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.workflow import Workflow, WorkflowDefiner, decorated, define_workflow
+from romancy_stream.workflow import I, Startable, Workflow, WorkflowDefiner, decorated, define_workflow
 
 DEFAULT_PARTITIONS: Final = 8
 """Of a new namespace, for good. One engine process can own them all, eight can own one each."""
@@ -92,6 +95,8 @@ class App(BaseClient):
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
         self._node: Node | None = None
+        self._schedules: dict[str, Declared] = {}
+        self.registry.add_workflow(Workflow.of(ScheduleWorkflow))
 
     def __repr__(self) -> str:
         return f"<App {self.namespace}>"
@@ -144,6 +149,91 @@ class App(BaseClient):
         self._queues[checked_queue(name)] = QueueOptions(concurrency, rate_limit)
         return name
 
+    @overload
+    def schedule(
+        self,
+        name: str,
+        workflow: Startable[[], Any],
+        /,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        timezone: str = "UTC",
+        overlap: Overlap = "skip",
+        catch_up: float | timedelta = CATCH_UP,
+        start_paused: bool = False,
+    ) -> None: ...
+    @overload
+    def schedule(
+        self,
+        name: str,
+        workflow: Startable[[I], Any],
+        input: I,
+        /,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        timezone: str = "UTC",
+        overlap: Overlap = "skip",
+        catch_up: float | timedelta = CATCH_UP,
+        start_paused: bool = False,
+    ) -> None: ...
+    @overload
+    def schedule(
+        self,
+        name: str,
+        workflow: Startable[..., Any],
+        input: Mapping[str, Any],
+        /,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        timezone: str = "UTC",
+        overlap: Overlap = "skip",
+        catch_up: float | timedelta = CATCH_UP,
+        start_paused: bool = False,
+    ) -> None: ...
+    def schedule(
+        self,
+        name: str,
+        workflow: Any,
+        /,
+        *input: Any,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        timezone: str = "UTC",
+        overlap: Overlap = "skip",
+        catch_up: float | timedelta = CATCH_UP,
+        start_paused: bool = False,
+    ) -> None:
+        """Declares a schedule: whenever an engine of this app starts, it sees to it that there is one of this name that
+        does this. `input` as for `start`; for named parameters a mapping of them. Either `cron` (five fields, in
+        `timezone`) or `every` (seconds, or a timedelta; whole seconds). `overlap`: what to do with a time at which the
+        instance before it still runs: "skip" it, "buffer" one, or "allow" both. A time that has passed more than
+        `catch_up` ago, because no engine ran, is missed. ConfigurationError, ValueError."""
+        if self._node is not None:
+            raise ConfigurationError(f"schedule {name!r}: declare it before the app is entered")
+        if name in self._schedules:
+            raise ConfigurationError(f"two schedules are called {name!r}")
+        definition: Workflow[..., Any] = Workflow.of(workflow)
+        named = len(definition.parameters.names) > 1 and len(input) == 1
+        self._schedules[name] = Declared(
+            Schedule(
+                name,
+                definition.name,
+                None,
+                cron,
+                None if every is None else whole_seconds(every),
+                timezone,
+                overlap,
+                catch_up.total_seconds() if isinstance(catch_up, timedelta) else float(catch_up),
+            ),
+            definition,
+            () if named else input,
+            dict(input[0]) if named else {},
+            start_paused,
+        )
+
     @property
     def queues(self) -> tuple[str, ...]:
         """Those that were named and those of the registered activities."""
@@ -179,6 +269,7 @@ class App(BaseClient):
             await self._leave()
 
     async def _enter(self, roles: tuple[Role, ...], queues: tuple[str, ...], initialise: bool) -> None:
+        declared = [(each.ready(), each.start_paused) for each in self._schedules.values()]
         self._node = node = Node(
             self.node_config(roles, queues, initialise), self.registry, self.make_broker(), self.make_store()
         )
@@ -188,6 +279,8 @@ class App(BaseClient):
             self._node = None
             raise
         self._broker, self._store, self._hub = node.broker, node.store, node.hub
+        if declared and node.engine is not None:
+            node.beside(self._declare_all(declared), "schedules")
 
     async def _leave(self) -> None:
         node, self._node = self._node, None

@@ -24,9 +24,8 @@ from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Pag
 from romancy_stream.messaging import ChannelClient
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
-from romancy_stream.starting import Starting
+from romancy_stream.scheduling import Scheduling
 from romancy_stream.store.port import InstanceQuery, Store
-from romancy_stream.talking import Talking
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import new_event_time
 from romancy_stream.wire.event import WireEvent
@@ -40,7 +39,7 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
 
-class BaseClient(Starting, ChannelClient, Talking, Cancelling):
+class BaseClient(Scheduling, ChannelClient, Cancelling):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str
@@ -122,11 +121,13 @@ class BaseClient(Starting, ChannelClient, Talking, Cancelling):
         instance_id: str | None = None,
         started_after: datetime | None = None,
         started_before: datetime | None = None,
+        system: bool = False,
         limit: int = 50,
         page_token: str | None = None,
     ) -> Page:
         """Newest first. `workflow_name` and `instance_id` match any part, whatever the case; `status` exactly; start
-        times in [after, before). InvalidPageTokenError."""
+        times in [after, before). `system`: the engine's own workflows too (schedules), which otherwise only a
+        `workflow_name` that begins with "romancy." shows. InvalidPageTokenError."""
         return await self._page(
             InstanceQuery(
                 workflow_name,
@@ -134,6 +135,7 @@ class BaseClient(Starting, ChannelClient, Talking, Cancelling):
                 instance_id,
                 _us(started_after),
                 _us(started_before),
+                system=system,
                 limit=limit,
                 page_token=page_token,
             )

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from romancy_stream.activity import Activity
 from romancy_stream.engine.definitions import Versions
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.events import EventType
+from romancy_stream.wire.event import RESERVED_PREFIX
 from romancy_stream.workflow import Workflow, is_workflow_class
 
 W = TypeVar("W", bound=Workflow[Any, Any])
 A = TypeVar("A", bound=Activity[Any, Any])
 E = TypeVar("E", bound=EventType[Any])
+_OURS: Final = "romancy_stream."
 Definition = Workflow[Any, Any] | Activity[Any, Any]
 
 
@@ -45,6 +47,10 @@ class Workflows(Versions[Workflow[Any, Any]]):
 
     def add(self, workflow: Workflow[Any, Any]) -> None:
         """ConfigurationError."""
+        if workflow.name.startswith(RESERVED_PREFIX) and not workflow.code.__module__.startswith(_OURS):
+            raise ConfigurationError(
+                f"{workflow.parameters.what}: names that begin with {RESERVED_PREFIX!r} are the engine's own"
+            )
         known = self._all.setdefault((workflow.name, workflow.version), workflow)
         _check(known, workflow)
         if known is not workflow:

@@ -54,6 +54,14 @@ class Schedule:
             raise ValueError(f"schedule {self.name!r}: every must be 1 second to a year, not {self.every_s} s")
 
 
+def whole_seconds(every: float | timedelta) -> int:
+    """ValueError."""
+    seconds = every.total_seconds() if isinstance(every, timedelta) else every
+    if seconds != int(seconds):
+        raise ValueError(f"every must be whole seconds, not {every!r}")
+    return int(seconds)
+
+
 def schedule_id(name: str) -> str:
     """The instance that a schedule is."""
     return _PREFIX + name
@@ -61,9 +69,9 @@ def schedule_id(name: str) -> str:
 
 @dataclass(slots=True)
 class ScheduleState:
-    """What a run of a schedule begins with. Times in microseconds since 1970 UTC. `since_us`: times up to here have been
-    dealt with. `buffered_us`: a time that waits for the instance before it. `backfills`: [after, until) that are still
-    to be filled."""
+    """What a run of a schedule begins with. Times in microseconds since 1970 UTC. `since_us`: times up to here have
+    been dealt with. `buffered_us`: a time that waits for the instance before it. `backfills`: (after, until), still to
+    be filled."""
 
     schedule: Schedule
     paused: bool = False

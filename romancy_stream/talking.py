@@ -168,6 +168,8 @@ class Talking:
         known = {(each.name, each.version) for each in workflows.all()}
         found = []
         for name, version in sorted(known | open_.keys(), key=lambda key: (key[0], key[1] or "")):
+            if name.startswith(w.RESERVED_PREFIX):
+                continue
             used, newest = open_.get((name, version)), workflows.get(name)
             is_default = newest is not None and newest.version == version
             found.append(

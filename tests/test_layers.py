@@ -25,6 +25,7 @@ from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "queues", "ids", "contract"}
 DEFINITIONS = {"events", "messaging", "options", "child", "context", "interaction", "workflow", "activity", "registry"}
+SCHEDULES = {"schedule", "schedule_times", "schedule_workflow"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
@@ -43,7 +44,10 @@ MAY_USE: dict[str, set[str]] = {
     "interaction": {"errors", "engine", "context"},
     "workflow": {"errors", "engine", "options", "child", "context", "interaction"},
     "activity": {"errors", "retry", "engine", "messaging", "context"},
-    "registry": {"errors", "events", "workflow", "activity"},
+    "registry": {"errors", "wire", "events", "workflow", "activity"},
+    "schedule_times": set(),
+    "schedule": {"schedule_times"},
+    "schedule_workflow": {"engine", "context", "interaction", "workflow", "schedule", "schedule_times"},
     "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
@@ -53,8 +57,9 @@ MAY_USE: dict[str, set[str]] = {
     "talking": BELOW_RUNTIME | {"runtime"},
     "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling", "talking"},
     "starting": BELOW_RUNTIME | {"runtime", "handle"},
-    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "cancelling", "talking"},
-    "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "client"},
+    "scheduling": BELOW_RUNTIME | {"starting", "talking", *SCHEDULES},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "cancelling", "talking"},
+    "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit"},
     "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances"},  # the package itself: its public names
@@ -66,6 +71,7 @@ EXCEPTIONS = {
     ("context", "activity"): "for the type alone: what is to be undone is undone by an activity",
     ("starting", "client"): "for the type alone: a part of every client",
     ("cancelling", "client"): "for the type alone: a part of every client",
+    ("schedule_times", "schedule"): "for the type alone: functions of a schedule, which checks itself with them",
     ("wire.manifest", "broker.port"): "TopicSpec is a value of the manifest that the port takes as it is",
 }
 """Known, with their reasons."""

@@ -122,6 +122,10 @@ class Node:
             if config.event_topics:
                 self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
 
+    def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs something until it is done, or the node stops. Its failure is one of the node."""
+        self._watch(work, name)
+
     def _watch(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"romancy-{name}")
         task.add_done_callback(self._ended)

@@ -26,6 +26,7 @@ from romancy_stream.engine.commit import (
     Tombstone,
 )
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.wire.event import RESERVED_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class WorkerOutboxRow:
 class InstanceQuery:
     """Filters of list/find; they are ANDed. Name and id: case-insensitive substring, `%` and `_` mean themselves.
     Times: [after, before). `input`: dot path -> JSON scalar. `parent_id` exact; `finished_before_us` also says
-    that it has ended."""
+    that it has ended. `system`: with the engine's own workflows, which otherwise only their name shows."""
 
     workflow_name: str | None = None
     status: str | None = None
@@ -96,8 +97,14 @@ class InstanceQuery:
     parent_id: str | None = None
     parked: bool | None = None
     finished_before_us: int | None = None
+    system: bool = False
     limit: int = 50
     page_token: str | None = None
+
+    @property
+    def hides(self) -> bool:
+        """Whether workflows whose names begin with RESERVED_PREFIX are left out."""
+        return not self.system and not (self.workflow_name or "").lower().startswith(RESERVED_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from romancy_stream.errors import InvalidPageTokenError
 from romancy_stream.store import pages, paths, selects, tables
 from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery
 from romancy_stream.store.projections import Projections
+from romancy_stream.wire.event import RESERVED_PREFIX
 
 RUN_MAX: Final = 2**31 - 1  # what the column holds
 
@@ -180,6 +181,8 @@ class _Search:
         ]
         if query.workflow_name is not None:
             found.append(_contains(table.c.workflow, query.workflow_name, dialect))
+        if query.hides:
+            found.append(func.substr(table.c.workflow, 1, len(RESERVED_PREFIX)) != RESERVED_PREFIX)
         if query.instance_id is not None:
             found.append(_contains(table.c.instance_id, query.instance_id, dialect))
         if query.status is not None:
@@ -201,6 +204,7 @@ class _Search:
         document = paths.read_document(row.input) if self.filters else None
         return (
             (query.status is None or row.status == query.status)
+            and not (query.hides and row.workflow.startswith(RESERVED_PREFIX))
             and (query.workflow_name is None or _fold(query.workflow_name) in _fold(row.workflow))
             and (query.instance_id is None or _fold(query.instance_id) in _fold(row.instance_id))
             and all(wanted.matches(document) for wanted in self.filters)

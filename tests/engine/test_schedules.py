@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -140,7 +141,7 @@ def test_jobs_that_last_longer_than_their_interval(
     rows = [row for i, row in world.instances.items() if i != ID]
     if overlap != "allow":
         ordered = sorted(rows, key=lambda row: row.started_us)
-        assert all((a.finished_us or 0) <= b.started_us for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all((a.finished_us or 0) <= b.started_us for a, b in pairwise(ordered))
 
 
 @pytest.mark.parametrize(("catch_up_s", "hours"), [(3 * 3_600, [14, 15, 16]), (60, [])])
@@ -234,5 +235,5 @@ def test_a_schedule_begins_another_run_before_its_history_gets_long() -> None:
     ],
 )
 def test_what_is_no_schedule(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="schedule|cron|timezone"):
+    with pytest.raises(ValueError, match=r"schedule|cron|timezone"):
         Schedule(**{"name": "job", "workflow": "job", **wrong})
