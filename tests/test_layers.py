@@ -204,6 +204,9 @@ NAMES_ALLOWED = {
     "uuid": {"UUID"},
     "datetime": {"UTC", "date", "datetime", "time", "timedelta", "timezone"},
 }
+ON_THE_WORKFLOWS_LOOP = {"engine.instance", "engine.waits", "engine.subscriptions"}
+"""Parts of a live instance: their coroutines are workflow code, which waits for durable things."""
+WAITING = {"waits", "uses asyncio.timeout"}
 CLOCKS = re.compile(r"(^|\.)(now|utcnow|today|fromtimestamp|time_ns|monotonic|monotonic_ns|perf_counter)$")
 OUTSIDE = {"open", "input", "print", "exec", "eval", "__import__"}
 
@@ -219,8 +222,9 @@ def test_the_core_imports_values_and_codecs_only(module: str) -> None:
 
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_waits_for_nothing_and_looks_at_no_clock(module: str) -> None:
-    wrong = [f"line {line}: {what}" for line, what in _forbidden(tree(module))]
-    assert not wrong, "\n".join(wrong)
+    mine = short(module) in ON_THE_WORKFLOWS_LOOP
+    found = [f"line {line}: {what}" for line, what in _forbidden(tree(module)) if not (mine and what in WAITING)]
+    assert not found, "\n".join(found)
 
 
 def _forbidden(parsed: ast.Module) -> Iterator[tuple[int, str]]:
