@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from romancy_stream.cli import audit, dlq, doctor, instances, output, setup, worker
+from romancy_stream.cli import audit, dlq, doctor, instances, output, setup, talking, worker
 
 cli = typer.Typer(
     name="romancy",
@@ -27,6 +27,8 @@ cli.add_typer(setup.topics, name="topics")
 for function in (instances.start, instances.send, instances.cancel, instances.get, instances.history):
     cli.command()(function)
 cli.command("list")(instances.list_)
+for talk in (talking.signal, talking.update, talking.query, talking.versions):
+    cli.command()(talk)
 cli.add_typer(dlq.dlq, name="dlq")
 for check in (audit.verify, audit.rebuild, doctor.doctor):
     cli.command()(check)

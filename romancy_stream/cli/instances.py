@@ -87,7 +87,7 @@ async def _start(
     args, kwargs = _decoded(workflow, raw)
     optioned = workflow.with_options(instance_id=instance_id, on_conflict=on_conflict)
     with explaining("app.start(...)"):
-        async with _sender(app, answers=wait or on_conflict == "fail") as client:
+        async with sender(app, answers=wait or on_conflict == "fail") as client:
             try:
                 handle = await client.start(optioned, *args, **kwargs)
             except TimeoutError:
@@ -127,7 +127,7 @@ async def _unfinished(handle: Handle[Any], timeout: float | None) -> str:
 
 
 @asynccontextmanager
-async def _sender(app: App, *, answers: bool) -> AsyncIterator[BaseClient]:
+async def sender(app: App, *, answers: bool) -> AsyncIterator[BaseClient]:
     """`answers`: somebody has to work on what is sent. Nobody else can while we hold an embedded broker."""
     made: AbstractAsyncContextManager[BaseClient] = app if answers and is_embedded(app) else app.client()
     async with made as client:
@@ -175,12 +175,19 @@ def cancel(
 
 async def _cancel(app: App, instance_id: str, reason: str | None) -> None:
     with explaining("app.cancel(...)"):
-        async with _sender(app, answers=True) as client:
+        async with sender(app, answers=True) as client:
             try:
                 with refusing():
                     await client.cancel(instance_id, reason)
             except TimeoutError:
                 raise Refused("the request was sent, but no engine answered: does a worker run?") from None
+
+
+def json_argument(text: str | None) -> bytes | None:
+    """As it was written, once it is known to be JSON."""
+    if text is not None:
+        _json_option("the argument", text)
+    return None if text is None else text.encode()
 
 
 def _json_option(option: str, text: str) -> Any:
