@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -55,6 +56,7 @@ CHANNELS = {
         names.CANCELLED,
         names.REJECTED,
         names.RECURRED,
+        names.ANSWERED,
         "user event",
     },
     "dlq": {names.DEAD_LETTER},
@@ -289,6 +291,45 @@ def test_what_the_engine_writes_is_what_the_contract_says() -> None:
         event_type = dict(row.headers)["ce_type"]
         allowed = CHANNELS[channel] | (CHANNELS["commands"] if channel == "results" else set())
         assert (event_type if event_type in TYPES else "user event") in allowed
+
+
+@activity
+async def refund(result: str) -> None:
+    raise AssertionError("activities run in workers")
+
+
+@activity(compensate=refund)
+async def pay(order: str) -> str:
+    raise AssertionError("activities run in workers")
+
+
+@workflow
+async def waits_after_paying(ctx: WorkflowContext, order: str) -> None:
+    await pay(order)
+    await ctx.sleep(60)
+    raise ValueError("the deadline has passed")
+
+
+def test_cancelling_and_compensating_is_what_the_contract_says() -> None:
+    def refuse(_: dict[str, str], args: list[Any]) -> None:
+        raise ValueError("the account is closed")
+
+    world = World(waits_after_paying, answers={"pay": answer, "refund": refuse}, partitions=4)
+    world.start("waits_after_paying", "A-1", "cancelled")
+    world.start("waits_after_paying", "A-2", "failed")
+    world.step()
+    for n, subject in enumerate(("cancelled", "nobody")):
+        data = b'{"reason":"customer called"}'
+        world.send(WireEvent(f"c-{n}", "/desk", names.CANCEL, subject, data, "2026-01-31T12:00:00Z"), n)
+    world.run()
+    written = [dict(row.headers)["ce_type"] for row in world.outbox if row.topic == "shop.events"]
+    assert Counter(written) == Counter({names.STARTED: 2, names.ANSWERED: 2, names.CANCELLED: 1, names.FAILED: 1})
+    ends = [json.loads(row.value or b"") for row in world.outbox if b"compensation_failed" in (row.value or b"")]
+    assert len(ends) == 2
+    for row in world.outbox:
+        if not row.topic.endswith(".results"):
+            headers = [(name, text.encode()) for name, text in row.headers]
+            assert problems(headers, row.value) == [], row.headers
 
 
 def test_what_workers_write_is_what_the_contract_says() -> None:
