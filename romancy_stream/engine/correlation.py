@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from romancy_stream.engine import history as h
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.commit import EntityRow, ItemRow, MemberRow
@@ -41,6 +43,7 @@ from romancy_stream.engine.matching import (
 from romancy_stream.errors import PayloadError
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.malformed import MAX_DATA_BYTES, MAX_WRAPPED_BYTES
 
 if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
@@ -49,6 +52,8 @@ KEPT_EVENTS: Final = 10_000
 """Of one entity, which is read and held as a whole: beyond it the oldest is dropped."""
 KEPT_BYTES: Final = 64 * 2**20
 """Of the data of these together."""
+WRAPPING: Final = 100
+"""Bytes around data and attributes in the message that offers an event."""
 SHOWN_CHARS: Final = 200
 """Of the value of a key in an entity's head, for people to read."""
 
@@ -170,6 +175,9 @@ def _correlate(core: EngineCore, batch: Batch, received: Received, event: WireEv
         key = core.config.event_keys[event.type]
         message = f"events of type {event.type!r} are routed by {key!r}, which the data lacks"
         batch.dead_letter(received, "missing_key", message, event.source, event.id)
+    elif _offer_bytes(event) > MAX_WRAPPED_BYTES:
+        message = f"data and attributes together are more than {MAX_WRAPPED_BYTES:,} bytes: nobody can be offered that"
+        batch.dead_letter(received, "too_large", message, event.source, event.id)
     elif core.part_of(name) == part:
         _meet(core, batch, event, name)
     else:
@@ -194,6 +202,12 @@ def _facts(event: WireEvent) -> dict[str, Any]:
         if given:
             facts[name] = given
     return facts
+
+
+def _offer_bytes(event: WireEvent) -> int:
+    """Of the message that offers it to an instance, or less than that where it is small."""
+    size_bytes = len(event.data or b"")
+    return size_bytes if size_bytes <= MAX_DATA_BYTES // 2 else size_bytes + len(orjson.dumps(_facts(event))) + WRAPPING
 
 
 def _ttl_us(config: CoreConfig) -> int:

@@ -11,6 +11,7 @@ from romancy_stream.context import WorkflowContext
 from romancy_stream.engine import correlation
 from romancy_stream.engine.inputs import ItemExpired
 from romancy_stream.wire import event as w
+from romancy_stream.wire.malformed import MAX_DATA_BYTES
 from romancy_stream.workflow import workflow
 from tests.engine.events_kit import KEYED, Make, anything, event, nothing_left, order, patient, settle, sleeper, worlds
 from tests.engine.world import START_US, World
@@ -276,6 +277,21 @@ def test_a_declared_key_must_be_in_the_data() -> None:
     error = world.error()
     assert error["type"] == "builtins:ValueError"
     assert "match={'order': ...}" in error["message"]
+
+
+def test_what_is_too_large_to_be_offered_is_a_dead_letter_and_all_else_arrives() -> None:
+    world = World(sleeper, partitions=5)
+    world.start("sleeper", 0)
+    settle(world)
+    data = "x" * (MAX_DATA_BYTES - 2)
+    wide = {f"x{number}": "ä" * 250 for number in range(30)}
+    narrow = {name: text for name, text in wide.items() if name < "x2"}
+    world.send(event("e1", data, **wide, y="ö" * 1_000), part=1)
+    world.send(event("e2", data, **narrow), part=2)
+    world.run()
+    assert [letter.reason for letter in world.dead_letters] == ["too_large"]
+    assert world.output() == "e2"
+    nothing_left(world)
 
 
 def test_an_entity_keeps_so_many_events_and_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
