@@ -3,6 +3,7 @@ outside."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, Final, TypeVar, overload
 
 from romancy_stream.engine.definitions import Publication, Scope
 from romancy_stream.engine.messages import (
+    Message,
     Mode,
     ReceivedMessage,
     channel_entity,
@@ -21,6 +23,7 @@ from romancy_stream.engine.messages import (
     encode_metadata,
 )
 from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
+from romancy_stream.errors import MessageTimeoutError
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import new_event_time
@@ -67,7 +70,8 @@ class ChannelContext:
         """The next message, oldest first. `timeout` in seconds, or a timedelta: MessageTimeoutError. `model`: the type
         of the data; PayloadError when it does not fit, and the message is used up. NotSubscribedError."""
         timeout_s = None if timeout is None else _seconds(timeout)
-        message = await self._scope.subscriptions.receive(checked_channel(channel), timeout_s)
+        coming = self._scope.subscriptions.receive(checked_channel(channel))
+        message = coming.result() if coming.done() else await _within(coming, timeout_s, channel)
         return message.received(_decoded(message.channel, message.payload, model))
 
     def publish(self, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None) -> None:
@@ -154,6 +158,16 @@ def _instance(instance_id: object) -> str:
     if not isinstance(instance_id, str) or not instance_id:
         raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
     return instance_id
+
+
+async def _within(coming: asyncio.Future[Message], timeout_s: float | None, channel: str) -> Message:
+    if timeout_s is None:
+        return await coming
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await coming
+    except TimeoutError:
+        raise MessageTimeoutError(f"no message on channel {channel!r} within {timeout_s:g} s") from None
 
 
 def _seconds(timeout: float | timedelta) -> float:

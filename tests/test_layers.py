@@ -37,7 +37,7 @@ MAY_USE: dict[str, set[str]] = {
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
     "events": {"engine", "wire"},
-    "messaging": {"ids", "engine", "wire"},
+    "messaging": {"errors", "ids", "engine", "wire"},
     "options": {"engine"},
     "child": {"engine", "wire", "options"},
     "context": {"errors", "engine", "wire", "events", "messaging", "options", "child"},

@@ -12,7 +12,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from romancy_stream.engine import history as h
 from romancy_stream.engine.history import HistoryEvent
@@ -20,13 +21,14 @@ from romancy_stream.engine.messages import BROADCAST, Message
 from romancy_stream.errors import (
     ChannelFullError,
     ChannelModeConflictError,
-    MessageTimeoutError,
     NotSubscribedError,
     RomancyError,
 )
 
 if TYPE_CHECKING:
     from romancy_stream.engine.instance import LiveInstance
+
+T = TypeVar("T")
 
 _REFUSALS: Final[dict[str, type[RomancyError]]] = {
     each.code: each for each in (ChannelModeConflictError, ChannelFullError)
@@ -62,13 +64,14 @@ class Subscriptions:
         self._mailbox: dict[str, deque[Message]] = {}
 
     # -- channels ------------------------------------------------------------------------------------------------
-    async def subscribe(self, channel: str, mode: str) -> None:
-        """Raises ChannelModeConflictError, ChannelFullError."""
+    def subscribe(self, channel: str, mode: str) -> asyncio.Future[None]:
+        """Raises ChannelModeConflictError; so does the future, or ChannelFullError."""
         agreed = self._modes.get(channel)
         if agreed is None:
-            await self._join(h.CHANNEL_SUBSCRIBED, {"channel": channel, "mode": mode})
-        elif agreed != mode:
+            return self._join(h.CHANNEL_SUBSCRIBED, {"channel": channel, "mode": mode})
+        if agreed != mode:
             raise ChannelModeConflictError(f"channel {channel!r} is {agreed}, not {mode}")
+        return self._done(None)
 
     def unsubscribe(self, channel: str) -> None:
         """Receives that wait raise NotSubscribedError. Nothing happens where there is no subscription."""
@@ -85,32 +88,30 @@ class Subscriptions:
                 future.set_exception(NotSubscribedError(f"channel {channel!r} was unsubscribed from"))
         self._live.emit(h.CHANNEL_UNSUBSCRIBED, None, {"channel": channel, "mode": mode})
 
-    async def receive(self, channel: str, timeout_s: float | None) -> Message:
-        """Raises NotSubscribedError, MessageTimeoutError."""
+    def receive(self, channel: str) -> asyncio.Future[Message]:
+        """Raises NotSubscribedError; so does the future, when the subscription ends."""
         if channel not in self._modes:
             raise NotSubscribedError(f"no subscription to channel {channel!r}: `await ctx.subscribe(...)` comes first")
         box = self._mailbox.get(channel)
-        if box:
-            return box.popleft()
-        if timeout_s is None:
-            return await self._next(channel)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._next(channel)
-        except TimeoutError:
-            raise MessageTimeoutError(f"no message on channel {channel!r} within {timeout_s:g} s") from None
-
-    async def _next(self, channel: str) -> Message:
         future: asyncio.Future[Message] = self._live.loop.create_future()
+        if box:
+            future.set_result(box.popleft())
+            return future
         ref = f"receive:{self._live.count('receive:')}"
         self._open[ref] = _Receive(channel, future)
         self._live.emit(h.RECEIVE_STARTED, ref, {"channel": channel})
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if ref in self._open:  # else unsubscribed from, in this very step
-                self._withdraw(ref)
-            raise
+        future.add_done_callback(partial(self._left, ref))
+        return future
+
+    def _left(self, ref: str, future: asyncio.Future[Message]) -> None:
+        """Its future is done. When the code has cancelled it: nobody waits any more."""
+        if future.cancelled() and ref in self._open:
+            self._withdraw(ref)
+
+    def _done(self, result: T) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._live.loop.create_future()
+        future.set_result(result)
+        return future
 
     def _withdraw(self, ref: str) -> asyncio.Future[Message]:
         """The receive is answered by code, not by an input."""
@@ -128,18 +129,17 @@ class Subscriptions:
         self._mailbox.setdefault(message.channel, deque()).append(message)
 
     # -- groups --------------------------------------------------------------------------------------------------
-    async def join(self, group: str) -> None:
-        """Raises ChannelFullError."""
-        if group not in self._groups:
-            await self._join(h.GROUP_JOINING, {"group": group})
+    def join(self, group: str) -> asyncio.Future[None]:
+        """The future raises ChannelFullError."""
+        return self._done(None) if group in self._groups else self._join(h.GROUP_JOINING, {"group": group})
 
     def leave(self, group: str) -> None:
         if group in self._groups:
             self._live.emit(h.GROUP_LEFT, None, {"group": group})
             del self._groups[group]
 
-    async def _join(self, kind: str, attrs: dict[str, Any]) -> None:
-        """Waits for the answer. Code that asks for the same while one waits waits with it."""
+    def _join(self, kind: str, attrs: dict[str, Any]) -> asyncio.Future[None]:
+        """Until it is answered. Code that asks for the same while one waits waits with it."""
         future: asyncio.Future[None] = self._live.loop.create_future()
         ref = next((ref for ref, each in self._joining.items() if _same(each, kind, attrs)), None)
         if ref is None:
@@ -150,15 +150,19 @@ class Subscriptions:
         if joining.attrs != attrs:
             raise ChannelModeConflictError(f"channel {attrs['channel']!r} is subscribed to as {joining.attrs['mode']}")
         joining.futures.append(future)
-        try:
-            await future
-        except asyncio.CancelledError:
-            joining.futures.remove(future)
-            if not joining.futures and self._joining.get(ref) is joining:
-                del self._joining[ref]
-                if not self._live.take_back(kind, ref):
-                    self._live.emit(_UNDO[kind], None, attrs)
-            raise
+        future.add_done_callback(partial(self._gave_up, ref))
+        return future
+
+    def _gave_up(self, ref: str, future: asyncio.Future[None]) -> None:
+        """Its future is done. When the code has cancelled it, and nobody else waits: the answer is not wanted."""
+        joining = self._joining.get(ref)
+        if joining is None or not future.cancelled():
+            return
+        joining.futures.remove(future)
+        if not joining.futures:
+            del self._joining[ref]
+            if not self._live.take_back(joining.kind, ref):
+                self._live.emit(_UNDO[joining.kind], None, joining.attrs)
 
     # -- sending -------------------------------------------------------------------------------------------------
     def send(
