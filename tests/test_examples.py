@@ -21,6 +21,11 @@ PRINTS = {
     "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
     "job_queue": ["sum of the jobs: 66", "thank you: some jobs"],
     "loan_approval": ["applicant_id='good-1' status='approved'", "applicant_id='other-2' status='rejected'"],
+    "order_saga": [
+        "shipped as TRACK-o-1\n  instance o-1 has finished: it is completed",
+        "refunded payment-of-o-2\n  released 2 x book\n  told the customer: o-2 is off\n  failed: the truck broke down",
+        "refunded payment-of-o-3\n  released 2 x book\n  told the customer: o-3 is off\n  cancelled: changed my mind",
+    ],
     "order_tables": ["all orders together: 12.50"],
     "orders": ["order_id='o-1' status='shipped' tracking='TRACK-o-1'", "['order_workflow-"],
     "payment_retries": [
