@@ -85,6 +85,25 @@ def happened(source: str, type_: str, state: InstanceState, event: HistoryEvent,
     )
 
 
+def large(source: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:
+    """The history of a run has become long."""
+    return WireEvent(
+        id=f"{state.instance_id}/{state.run}/{event.seq}/large",
+        source=source,
+        type=w.HISTORY_LARGE,
+        subject=state.instance_id,
+        data=b'{"events":%d}' % event.seq,
+        time=time,
+        extensions={
+            w.X_PARTITION_KEY: state.instance_id,
+            w.X_WORKFLOW: state.workflow,
+            w.X_INSTANCE: state.instance_id,
+            w.X_RUN: str(state.run),
+            w.X_SEQUENCE: str(event.seq),
+        },
+    )
+
+
 _DATA_NAME = {
     w.STARTED: b"input",
     w.COMPLETED: b"output",

@@ -48,6 +48,7 @@ FAILED: Final = "romancy.workflow.failed"
 CANCELLED: Final = "romancy.workflow.cancelled"
 REJECTED: Final = "romancy.workflow.rejected"
 RECURRED: Final = "romancy.workflow.recurred"
+HISTORY_LARGE: Final = "romancy.workflow.history_large"
 ANSWERED: Final = "romancy.command.answered"
 
 # From partition to partition, over `results` only.
