@@ -27,6 +27,7 @@ from romancy_stream.engine.entity import Entity, Item, Member, MemberKey
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Received
 from romancy_stream.engine.intake import digest
+from romancy_stream.engine.loop import LATEST_US
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.messages import (
     BROADCAST,
@@ -502,6 +503,8 @@ def _taken(core: EngineCore, batch: Batch, event: WireEvent, to: str | None) -> 
 def _of_event(event: WireEvent, payload: bytes, now_us: int) -> Message:
     time = None if event.time is None else parse_time(event.time)
     sent_us = now_us if time is None else round(time.timestamp() * 1_000_000)
+    if not 0 <= sent_us <= LATEST_US:
+        sent_us = now_us  # nobody sent it then
     extensions = event.extensions
     return Message(
         extensions[w.X_CHANNEL], event.id, extensions.get(w.X_SENDER), extensions.get(w.X_METADATA), sent_us, payload

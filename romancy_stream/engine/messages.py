@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import orjson
 
-from romancy_stream.engine.payload import checked, encode_data
+from romancy_stream.engine.payload import checked, encode_data, load_plain
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.wire.value import value
 
@@ -78,7 +78,7 @@ class Message:
         return attrs
 
     def received(self, data: T) -> ReceivedMessage[T]:
-        metadata = {} if self.metadata is None else orjson.loads(self.metadata)
+        metadata = {} if self.metadata is None else load_plain(self.metadata.encode(), "metadata")
         sent_at = _EPOCH + timedelta(microseconds=self.sent_us)
         return ReceivedMessage(self.channel, data, self.id, self.sender, metadata, sent_at)
 

@@ -489,3 +489,19 @@ def test_a_message_from_outside_counts_once() -> None:
         made.step()
     made.run()
     assert sorted(made.output()) == ["once", "twice"]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_times_that_nobody_lives_in_are_not_taken_over(time: str) -> None:
+    @workflow
+    async def when(ctx: WorkflowContext) -> bool:
+        await ctx.subscribe("news", "direct")
+        received = await ctx.receive("news")
+        return abs((received.sent_at - ctx.now()).total_seconds()) < 1
+
+    made = world(when)
+    made.start("when")
+    event = message("news", 1, "m", to="i")
+    made.send(WireEvent(event.id, event.source, event.type, "i", event.data, time, event.extensions))
+    made.run()
+    assert made.output() is True
