@@ -16,10 +16,11 @@ from romancy_stream.errors import ConfigurationError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Callable[..., object])
 
 
-class Handler(Generic[P, R]):
+class Handler(Generic[P, R_co]):
     """A signal, query or update. `name` is its identity on the wire. Implements `engine.definitions.HandlerDef`."""
 
     kind: HandlerKind
@@ -57,8 +58,8 @@ class Handler(Generic[P, R]):
         """TypeError for a wrong call, PayloadError."""
         return self.parameters.encode_input(args, kwargs)
 
-    def decode_result(self, raw: bytes) -> R:
-        result: R = self.parameters.result.decode(raw)
+    def decode_result(self, raw: bytes) -> R_co:
+        result: R_co = self.parameters.result.decode(raw)
         return result
 
     # -- for the engine ------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Signal(Handler[P, None]):
         return b"null"
 
 
-class Query(Handler[P, R]):
+class Query(Handler[P, R_co]):
     """Asks, and changes nothing. A plain `def`."""
 
     kind: Literal["query"] = "query"
@@ -114,7 +115,7 @@ class Query(Handler[P, R]):
         return self.parameters.result.encode(result)
 
 
-class Update(Handler[P, R]):
+class Update(Handler[P, R_co]):
     """Changes something and is answered. `def` or `async def`."""
 
     kind: Literal["update"] = "update"
