@@ -10,8 +10,10 @@ import pytest
 from romancy_stream.context import WorkflowContext
 from romancy_stream.engine import correlation
 from romancy_stream.engine.inputs import ItemExpired
+from romancy_stream.errors import EventTimeoutError
 from romancy_stream.wire import event as w
 from romancy_stream.wire.malformed import MAX_DATA_BYTES
+from romancy_stream.wire.record import Record
 from romancy_stream.workflow import workflow
 from tests.engine.events_kit import KEYED, Make, anything, event, nothing_left, order, patient, settle, sleeper, worlds
 from tests.engine.world import START_US, World
@@ -146,24 +148,61 @@ def test_an_event_after_the_timeout_is_for_the_next_wait(make: Make) -> None:
     nothing_left(world)
 
 
+def offer_on_its_way(world: World) -> list[Record]:
+    """Steps until a wait is offered an event, and holds the offer back."""
+    while not any((w.X_OP, "event") in _marks(row) for row in world.outbox):
+        world.step()
+    held, world.pending = world.pending, []
+    return held
+
+
 @pytest.mark.parametrize("restarts", [False, True])
-def test_an_event_that_a_wait_was_offered_too_late_is_offered_again(restarts: bool) -> None:
-    world = World(patient, partitions=5)
-    world.start("patient", "o1")
+@pytest.mark.parametrize("recurring", [False, True])
+def test_an_event_that_a_wait_was_offered_too_late_is_offered_again(restarts: bool, recurring: bool) -> None:
+    """Also to the wait of the same name that another run has."""
+
+    @workflow
+    async def again(ctx: WorkflowContext, number: str) -> Any:
+        try:
+            paid = await ctx.wait_event("paid", match={"order": number}, timeout=10)
+        except EventTimeoutError:
+            await ctx.recur(number)
+        return [ctx.run - 1, paid.id]
+
+    world = World(again if recurring else patient, partitions=5)
+    world.start("again" if recurring else "patient", "o1")
     settle(world)
     world.send(event("e1", {"order": "o1"}))
-    while not any(row.topic.endswith("results") and (w.X_OP, "event") in _marks(row) for row in world.outbox):
-        world.step()
-    on_its_way, world.pending = world.pending, []
+    held = offer_on_its_way(world)
     world.now_us = START_US + 11_000_000
     if restarts:
         world.restart()
     world.step()  # the wait is withdrawn, the next one begins
-    world.pending = on_its_way + world.pending
+    world.pending = held + world.pending
     world.run(restarts=restarts)
     assert world.output() == [1, "e1"]
+    assert [each.kind for each in world.history["i"]].count("event.received") == 1
     assert world.core.stats["refused_event"] == 1 or restarts
     nothing_left(world)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_event_that_nobody_has_taken_goes_to_who_came_meanwhile(restarts: bool) -> None:
+    world = World(order, patient, partitions=5)
+    world.start("patient", "o1", "first")
+    settle(world)
+    world.send(event("e1", {"order": "o1", "amount": 5}))
+    held = offer_on_its_way(world)
+    world.start("order", "o1", "second")
+    settle(world)
+    assert world.instances["second"].status == "waiting_for_event"
+    world.now_us = START_US + 11_000_000
+    world.step()
+    world.pending = held + world.pending
+    world.run(until_us=START_US + 30_000_000, restarts=restarts)
+    assert world.output("second") == 5
+    assert world.instances["first"].status == "waiting_for_event"
+    assert not world.items
 
 
 def _marks(row: Any) -> set[tuple[str, str]]:
