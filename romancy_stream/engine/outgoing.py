@@ -100,6 +100,8 @@ def large(source: str, state: InstanceState, event: HistoryEvent, time: str) -> 
             w.X_INSTANCE: state.instance_id,
             w.X_RUN: str(state.run),
             w.X_SEQUENCE: str(event.seq),
+            w.X_CAUSATION: state.event_id,
+            w.X_CAUSATION_SOURCE: state.event_source,
         },
     )
 

@@ -56,6 +56,7 @@ CHANNELS = {
         names.CANCELLED,
         names.REJECTED,
         names.RECURRED,
+        names.HISTORY_LARGE,
         names.ANSWERED,
         "user event",
     },
