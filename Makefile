@@ -10,6 +10,11 @@ STAMP := $(VENV)/.installed
 LINTED := . tools/services
 TYPED_TOOLS := tools/_services benchmarks tests/support tests/conftest.py
 
+# How many processes run the tests: many of them wait. Without it, as for a part of them: python -m pytest tests/engine
+PROCESSES ?= 3
+# Several hundred short programs are started by the tests; each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv check lint types test pythons demo bench services stop clean
 
@@ -41,7 +46,7 @@ check: lint types ## lint and types, no tests
 
 test: check pythons ## lint, types and the whole test suite, on real servers
 	-tools/services fetch
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 
 pythons: venv ## the core, the API and the embedded path on every other supported Python that is there
 	tools/pythons

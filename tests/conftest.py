@@ -6,13 +6,39 @@ with it.
 
 from __future__ import annotations
 
+import os
+import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import ServiceMissing, ensure_service, fresh_mariadb, fresh_postgres
 from tests.support.servers import release_services
+
+SEED_VARIABLE = "ROMANCY_TEST_SEED"
+"""Chance for the tests that want some: a number, the same in all processes of a run."""
+GROUPS = {
+    "tests/chaos/test_outages.py": "outages",
+    "tests/chaos/test_killed_processes.py": "outages",
+    "tests/chaos/test_left_to_send.py": "outages",
+    "tests/broker/test_kafka_chaos.py": "outages",
+    "tests/test_services.py": "servers",
+    "tests/test_acceptance.py": "servers",
+}
+"""Tests that wait more than they work: for processes, servers and timeouts. Where several processes run the tests,
+those of a group are run one after the other, and first, while others keep the machine busy."""
+SHORT = ("tests/engine/", "tests/store/", "tests/wire/")
+ADDRESS = re.compile(" at 0x[0-9a-f]")
+
+# How fast this machine is at the moment is no property of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 asked: set[str] = set()
 missing: dict[str, str] = {}  # service -> reason
@@ -72,9 +98,40 @@ def sqlite_db(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'romancy.db'}"
 
 
-def pytest_sessionfinish() -> None:
+def pytest_configure() -> None:
+    # All processes of a run have to collect the same tests, by name.
+    os.environ.setdefault(SEED_VARIABLE, str(random.randrange(1_000_000)))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if ADDRESS.search(item.name):
+        raise pytest.UsageError(f"{item.nodeid}: the name must be the same in every process that runs tests")
+    if group := GROUPS.get(item.nodeid.partition("::")[0]):
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The short ones last: they keep no process waiting for the end of another."""
+    if item.get_closest_marker("xdist_group"):
+        return 0
+    return 2 if item.nodeid.startswith(SHORT) else 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     if asked:
         release_services()
+    if hasattr(session.config, "workeroutput"):  # one of several processes: its account goes to the first one
+        session.config.workeroutput["missing"] = missing
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    missing.update(getattr(node, "workeroutput", {}).get("missing", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

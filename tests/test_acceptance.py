@@ -26,9 +26,9 @@ from tests.support.modules import REPO
 from tests.support.servers import EXIT_UNAVAILABLE
 from tests.support.snippets import Snippet, environment, shell, snippets
 
-pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(600)]
 
-PATIENCE_S = 60  # a worker starts in two seconds and takes over from a dead one in ten; the machine may be busy
+PATIENCE_S = 120  # a worker starts in two seconds and takes over from a dead one in ten; the machine may be busy
 POLL_S = 0.5  # each look starts a program
 COMPLETED = "romancy.workflow.completed"
 

@@ -106,18 +106,15 @@ async def opened(app: App) -> AsyncIterator[SqlStore]:
 
 async def settled(store: SqlStore, plans: dict[str, list[list[Any]]]) -> bool:
     """Every instance has come as far as it can."""
-    for instance_id, steps in plans.items():
-        row = await store.get_instance(instance_id)
-        if row is None:
+    instances, activities, _ = await store.projected(list(plans))
+    backing_off = {row.instance_id for row in activities if (row.name, row.status) == ("backs_off", "backing_off")}
+    for row in instances:
+        last = (plans[row.instance_id] or [["", 0]])[-1]
+        asleep = last == ["sleep", 3600] and row.status == "waiting_for_timer"
+        waits = last[0] == "backs_off" and row.instance_id in backing_off
+        if row.finished_us is None and not (asleep or waits):
             return False
-        if row.finished_us is None:
-            last = steps[-1][0] if steps else ""
-            activities = await store.activities(instance_id)
-            asleep = last == "sleep" and row.status == "waiting_for_timer" and steps[-1][1] == 3600
-            waits = last == "backs_off" and activities and activities[-1].status == "backing_off"
-            if not (asleep or (waits and activities[-1].name == "backs_off")):
-                return False
-    return True
+    return len(instances) == len(plans)
 
 
 async def filled(app: App, seed: int, instances: int = 30) -> dict[str, list[list[Any]]]:
@@ -131,7 +128,7 @@ async def filled(app: App, seed: int, instances: int = 30) -> dict[str, list[lis
         for instance_id, steps in plans.items():
             await app.start(workflow, steps, instance_id=instance_id)
         async with opened(app) as store:
-            await eventually(lambda: settled(store, plans), deadline_s=60)
+            await eventually(lambda: settled(store, plans), deadline_s=120, every_s=0.1)
     return plans
 
 
@@ -406,13 +403,13 @@ async def kept_busy(app: App) -> AsyncIterator[list[str]]:
             for number in range(len(ids), len(ids) + 10):
                 handles.append(await app.start(workflow, steps, instance_id=f"b-{number}"))
                 ids.append(f"b-{number}")
-            await asyncio.gather(*(handle.result(timeout=60) for handle in handles))
+            await asyncio.gather(*(handle.result(timeout=120) for handle in handles))
 
     async def begun() -> bool:
         return bool((await app.list_instances(limit=1)).instances)
 
     feeding = asyncio.create_task(feed())
-    await eventually(begun, deadline_s=30)
+    await eventually(begun, deadline_s=120)
     try:
         yield ids
     finally:
@@ -434,7 +431,7 @@ async def test_verify_is_clean_while_the_engine_works(url: str, tmp_path: Path) 
                 moving += any(row.finished_us is None for row in (await store.projected(ids))[0])
                 return moving >= 5
 
-            await eventually(clean_and_moving, deadline_s=60)
+            await eventually(clean_and_moving, deadline_s=120)
         report = await verify(store)
         assert (report.clean, report.instances) == (True, len(ids))
 
@@ -504,7 +501,7 @@ async def test_rebuild_wakes_timers_that_were_lost(sqlite_db: str, tmp_path: Pat
         await execute(store, "DELETE FROM romancy_timers")
         assert await rebuild(store, ["t"]) == 1
     async with app:
-        assert await app.handle("t").result(timeout=30) == []
+        assert await app.handle("t").result(timeout=120) == []
 
 
 async def _open_timers(store: SqlStore) -> bool:

@@ -20,7 +20,7 @@ from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.record import TP, OutRecord, Record
 from tests.support import eventually
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 MARKER = b"a marker"
 
 

@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tests.support.servers import EXIT_UNAVAILABLE, TOOL
 
 REPO = TOOL.parents[1]
-COMMAND_TIMEOUT_S = 110  # below the limit of one test
+COMMAND_TIMEOUT_S = 270  # below the limit of one test
 NO_PROGRAMS = {"PATH": "/nonexistent", "KAFKA_HOME": ""}
 
 

@@ -22,7 +22,7 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 
 SLEEPS = {
     "tests/broker/kafka_member.py": (1, "a producer's rhythm, in a process that is killed"),
-    "tests/broker/test_kafka_batches.py": (3, "a handler that takes its time is what the test is about"),
+    "tests/broker/test_kafka_batches.py": (4, "a handler that takes its time, a process that is frozen"),
     "tests/broker/test_kafka_chaos.py": (1, "a producer's rhythm"),
     "tests/broker/test_kafka_readers.py": (2, "longer than a session timeout is what the test is about"),
     "tests/chaos/program.py": (3, "work that takes a while, and a producer's rhythm, in a process that is killed"),

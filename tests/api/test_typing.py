@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # A first run has no cache and type checks the libraries too.
-CHECKER_TIMEOUT_S = 110
+CHECKER_TIMEOUT_S = 270
 
 ALL_CASES = pytest.mark.parametrize(
     "cases", ["typing_cases.py", "typing_cases_app.py", "typing_cases_signals.py", "typing_cases_events.py"]

@@ -21,7 +21,7 @@ from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.errors import BrokerUnavailableError
 
 SETTINGS = KafkaSettings(session_timeout_ms=2_000, heartbeat_interval_ms=300)
-BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 60.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause of a member that the broker did not answer
 
 SCHEMA = """

@@ -20,7 +20,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.kafka
 
-FETCH_S = 20
+FETCH_S = 90
 
 
 class Tasks:

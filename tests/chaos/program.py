@@ -17,7 +17,7 @@ from romancy_stream import ActivityContext, App, RetryPolicy, WorkflowContext
 PARTITIONS = 4
 WORK_S = 0.02  # what an activity takes: long enough to be killed in one
 PACE_S = 0.02  # between two starts
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 
 CREATE_NOTES = "CREATE TABLE notes (instance VARCHAR(100) NOT NULL, attempt INTEGER NOT NULL)"
 KINDS = ("steps", "writing", "retrying", "sleeping")

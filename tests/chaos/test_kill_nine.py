@@ -4,6 +4,7 @@ do to the quick start."""
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.chaos.program import plan
 from tests.chaos.scene import scene
+from tests.conftest import SEED_VARIABLE
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 KILLS = 5
 LIFE_S = (0.1, 1.5)
@@ -20,7 +22,7 @@ LIFE_S = (0.1, 1.5)
 about two seconds."""
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1_000_000)])
+@pytest.mark.parametrize("seed", [int(os.environ[SEED_VARIABLE])])
 async def test_killed_again_and_again(seed: int, namespace: str, tmp_path: Path) -> None:
     chance = random.Random(seed)  # in the name of the test
     work = list(plan(50))

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.program import PARTITIONS, plan
 from tests.chaos.scene import SESSION, Scene, scene, start_all
 
-pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

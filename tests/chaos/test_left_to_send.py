@@ -18,7 +18,7 @@ from tests.chaos.program import PARTITIONS, program
 from tests.chaos.scene import SESSION, start_all
 from tests.support import eventually
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 """A refused row is tried again every half minute."""
 
 

@@ -17,7 +17,7 @@ from tests.chaos.program import PARTITIONS, plan, program
 from tests.chaos.scene import start_all
 from tests.support import eventually
 
-PATIENCE_S = 40
+PATIENCE_S = 120
 STEP = 12
 LET_GO = "lets go of its partitions"
 

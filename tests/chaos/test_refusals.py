@@ -17,7 +17,7 @@ from tests.chaos.checks import Tables, tables
 from tests.chaos.program import plan, program
 from tests.support import eventually
 
-PATIENCE_S = 40
+PATIENCE_S = 120
 POISON = "arsenic"  # no row of history may contain it: see REFUSING
 REFUSING = {
     "sqlite": f"CREATE TRIGGER antidote BEFORE INSERT ON romancy_history WHEN NEW.payload LIKE '%{POISON}%' "

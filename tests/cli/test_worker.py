@@ -24,7 +24,7 @@ import pytest
 from romancy_stream.cli.worker import OneLine
 from tests.cli.conftest import Project
 
-DEADLINE_S = 60  # two cores, several test runs at once
+DEADLINE_S = 120  # two cores, several test runs at once
 RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: .*")
 
 

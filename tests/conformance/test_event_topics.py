@@ -14,7 +14,7 @@ from romancy_stream.wire.record import OutRecord
 from tests.conformance.conftest import MakeApp
 from tests.support import eventually
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 
 
 def program(make_app: MakeApp, topic: str) -> App:

@@ -12,7 +12,7 @@ from romancy_stream import App, InvalidInputError, WorkflowContext
 from romancy_stream.handle import Handle
 from romancy_stream.runtime import hub
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 WORKFLOWS = 60
 
 

@@ -11,7 +11,7 @@ from romancy_stream import App, WorkflowContext
 from romancy_stream.broker.port import TopicSpec
 from tests.support import eventually
 
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 def program(folder: Path) -> App:

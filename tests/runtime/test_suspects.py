@@ -49,7 +49,7 @@ async def test_a_deadly_start_is_set_aside(deadly_first: bool, tmp_path: Path) -
         assert letter.reason == "kills_its_owner"
         assert await client.get_instance(DEADLY) is None
         with pytest.raises(StartRefusedError, match="kills_its_owner"):
-            await client.handle(DEADLY).result(timeout=20)
+            await client.handle(DEADLY).result(timeout=120)
         for name in ("a", "b"):
             instance = await client.get_instance(name)
             assert instance is not None
@@ -90,7 +90,7 @@ async def _own(folder: Path, starts: int) -> None:
             done = all(each.status == "completed" or each.parked for each in page.instances)
             return done and len(page.instances) + len(letters) == starts
 
-        await eventually(settled, deadline_s=20)
+        await eventually(settled, deadline_s=120)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from romancy_stream import ActivityContext, App, WorkflowContext
 from tests.support import eventually
 
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 def program(folder: Path) -> App:

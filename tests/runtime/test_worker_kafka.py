@@ -44,7 +44,7 @@ async def test_tasks_run_once_over_a_change_of_workers(kafka_bench: Bench) -> No
     for n in range(20):
         await bench.request("save", n, instance=f"s{n}")
         await bench.request("double", n, instance=f"d{n}")
-    results = await bench.results_of(40, deadline_s=60)
+    results = await bench.results_of(40, deadline_s=120)
     assert {each.type for each in results} == {w.ACTIVITY_COMPLETED}
     assert len(await bench.orders()) == 20
     assert sorted(each.data for each in bench.events) == list(range(20))
@@ -53,7 +53,7 @@ async def test_tasks_run_once_over_a_change_of_workers(kafka_bench: Bench) -> No
     second = await bench.worker(save, double)
     await bench.request("double", 100, instance="a", partition=0)
     await bench.request("double", 100, instance="b", partition=1)
-    await bench.results_of(42, deadline_s=60)
+    await bench.results_of(42, deadline_s=120)
     statistics = second.statistics()
     assert (statistics.completed, statistics.resent) == (2, 0)
 
@@ -71,13 +71,13 @@ async def test_a_worker_that_joins_takes_over_and_the_work_under_way_counts_once
     first = await bench.worker(slow)
     for n in range(4):
         await bench.request("slow", n, instance=f"i{n}", partition=n % 2)
-    await eventually(lambda: len(entered) == 4, deadline_s=60)
+    await eventually(lambda: len(entered) == 4, deadline_s=120)
     second = await bench.worker(slow)
-    await eventually(lambda: second.statistics().running == 2, deadline_s=60)
+    await eventually(lambda: second.statistics().running == 2, deadline_s=120)
     # What came again to the one that is still at it.
-    await eventually(lambda: first.statistics().doubled == 2, deadline_s=60)
+    await eventually(lambda: first.statistics().doubled == 2, deadline_s=120)
     go.set()
-    results = await bench.results_of(6, deadline_s=60)
+    results = await bench.results_of(6, deadline_s=120)
     assert len({each.event.id for each in results}) == 4
     assert [amount for _, amount in await bench.orders()] == [0, 1, 2, 3]
     assert first.statistics().completed + second.statistics().completed == 4
@@ -91,5 +91,5 @@ async def test_a_message_for_a_topic_that_does_not_exist_stays_and_stops_nobody(
 
     await kafka_bench.worker(tell)
     await kafka_bench.request("tell")
-    assert (await kafka_bench.results_of(1, deadline_s=60))[0].data == "told"
+    assert (await kafka_bench.results_of(1, deadline_s=120))[0].data == "told"
     assert len([row for row in await kafka_bench.outbox() if row.topic.endswith(".nowhere")]) == 1

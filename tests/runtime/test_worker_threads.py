@@ -103,7 +103,7 @@ async def test_the_session_belongs_to_the_thread_of_the_activity(sqlite_bench: B
     @activity
     def order(ctx: ActivityContext) -> str:
         with DaemonThreads(1, "other") as pool:
-            return str(pool.submit(lambda: ctx.sync_session).exception(timeout=10))
+            return str(pool.submit(lambda: ctx.sync_session).exception(timeout=90))
 
     await sqlite_bench.worker(order)
     await sqlite_bench.request("order")
@@ -120,7 +120,7 @@ async def test_many_threads_share_the_pool_of_connections(bench: Bench) -> None:
     await bench.worker(order, threads=8)
     for n in range(40):
         await bench.request("order", n, instance=f"i{n}")
-    results = await bench.results_of(40, deadline_s=60)
+    results = await bench.results_of(40, deadline_s=120)
     assert sorted(each.data for each in results) == list(range(40))
     assert len(await bench.orders()) == 40
 
@@ -210,7 +210,7 @@ async def test_the_pool_has_its_limit_and_gives_a_thread_for_each_that_is_given_
 
     def work(n: int) -> int:
         running.append(threading.current_thread())
-        go.wait(30)
+        go.wait(120)
         return n
 
     futures: list[Future[int]] = [threads.submit(work, n) for n in range(6)]
@@ -244,12 +244,12 @@ async def test_an_idle_thread_is_used_again() -> None:
 async def test_a_thread_that_took_a_job_from_the_queue_is_not_idle() -> None:
     """It hangs and is given up: the next job must not wait for it."""
     threads, go, hang = DaemonThreads(1, "pool"), threading.Event(), threading.Event()
-    first, hanging = threads.submit(go.wait, 30), threads.submit(hang.wait, 30)
+    first, hanging = threads.submit(go.wait, 120), threads.submit(hang.wait, 120)
     go.set()
     assert await asyncio.wrap_future(first)
     await eventually(hanging.running)
     threads.abandon()
-    assert await asyncio.wait_for(asyncio.wrap_future(threads.submit(lambda: "done")), 10) == "done"
+    assert await asyncio.wait_for(asyncio.wrap_future(threads.submit(lambda: "done")), 90) == "done"
     hang.set()
     assert await asyncio.wrap_future(hanging)
     threads.returned()

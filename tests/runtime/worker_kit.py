@@ -127,7 +127,7 @@ class Bench:
     def events(self) -> list[Seen]:
         return [each for each in self.seen if each.topic == self.topics.events]
 
-    async def results_of(self, count: int, deadline_s: float = 20) -> list[Seen]:
+    async def results_of(self, count: int, deadline_s: float = 90) -> list[Seen]:
         await eventually(lambda: len(self.results) >= count, deadline_s, message=f"{count} results: {self.results}")
         assert len(self.results) == count
         return self.results

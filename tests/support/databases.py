@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-CONNECT_TIMEOUT_S = 30  # a shared machine can be slow, not this slow
+CONNECT_TIMEOUT_S = 120  # a shared machine can be slow, not this slow
 NO_SUCH_THREAD = 1094  # MariaDB: the connection ended by itself before we could end it
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tests.support.modules import REPO
 
-BLOCK_TIMEOUT_S = 90  # a second of work; starting several programs on a busy machine takes longer
+BLOCK_TIMEOUT_S = 240  # a second of work; starting several programs on a busy machine takes longer
 RUN = {"python", "sh"}
 _FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[^\n]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE

@@ -149,7 +149,7 @@ def test_binary_data_of_the_api() -> None:
         {"a": "\ud800"},
         {"a": "\0"},
         {"a": Decimal("1.5")},
-        {"a": object()},
+        {"a": ...},
         {"a": datetime(2026, 1, 31)},
         b"{'a': 1}",
         b"\xff",
