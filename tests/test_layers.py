@@ -6,10 +6,11 @@ The layers, from the bottom. A line may use what stands above it in this table, 
     errors, retry, queues, ids, contract     vocabulary
     wire                             CloudEvents and records, as values
     engine                           the core: a batch in, a commit out
-    options, child, context, workflow, activity, registry     definitions of user code; `testing`, for users' tests
+    options, child, context, workflow, activity, registry     definitions of user code
     store | broker                   the two ports and what implements them; neither knows the other
     runtime                          the shell around the core
     instances, handle, starting, client, app, audit    what users hold in their hands
+    testing                          for users' tests: an app's surroundings, made of dicts and lists
     cli                              the command line
 """
 
@@ -48,7 +49,6 @@ MAY_USE: dict[str, set[str]] = {
     "schedule_times": set(),
     "schedule": {"schedule_times"},
     "schedule_workflow": {"engine", "context", "interaction", "workflow", "schedule", "schedule_times"},
-    "testing": {"errors", "engine", "activity"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
     "runtime": BELOW_RUNTIME,
@@ -61,7 +61,8 @@ MAY_USE: dict[str, set[str]] = {
     "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "cancelling", "talking"},
     "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
-    "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit"},
+    "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
+    "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit", "testing"},
     "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances"},  # the package itself: its public names
 }
 
@@ -90,7 +91,7 @@ HOW_TO_WAIT = {("store.database", "finished"), ("store.database", "seen")}
 """How a call of the database is awaited to its end, whoever makes it. They know no database."""
 
 THIRD_PARTY = {
-    "sqlalchemy": {"store", "audit", "runtime.attempt", "runtime.attempt_transaction", "runtime.sync_session"},
+    "sqlalchemy": {"store", "audit", "testing.sessions", "runtime.attempt", "runtime.attempt_transaction", "runtime.sync_session"},
     "asyncpg": {"store"},
     "asyncmy": {"store"},
     "aiosqlite": {"store"},
