@@ -211,7 +211,7 @@ class WorkflowFailedError(RomancyError):
 
 
 class WorkflowCancelledError(RomancyError):
-    """`by` is the source of the command that asked for it, or the id of the parent. `compensation_failed` as in
+    """`by` is the source of the command that asked for it, or "parent" and its id. `compensation_failed` as in
     WorkflowFailedError."""
 
     code = "workflow_cancelled"

@@ -27,7 +27,6 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Input, Received, TimerDue
 from romancy_stream.engine.instance import BY_ENGINE, Command, cancellation
 from romancy_stream.engine.loop import LATEST_US
-from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import CLAIMS_TIMER, UNDO, InstanceState, Undo
 from romancy_stream.engine.undoing import with_result
 from romancy_stream.errors import (
@@ -89,18 +88,11 @@ def _is_cancellable(core: EngineCore, event: WireEvent, entry: Entry | None) -> 
     return status is None
 
 
-def _cancel_mail(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> None:
-    """From a parent that ends, or whose code has cancelled its child."""
-    if entry is None or entry.state.finished is not None or mail.run not in (0, entry.state.run):
-        core.stats["late_cancel"] += 1
-    else:
-        cancel(core, batch, entry, mail.meta.get("reason"), mail.instance_id, None)
-
-
 def cancel(
     core: EngineCore, batch: Batch, entry: Entry, reason: str | None, by: str, event_id: str | None = None
 ) -> None:
-    """Of an instance that is open. Its code hears of it once; where it cannot run, it ends without its code."""
+    """Of an instance that is open. Its code hears of it once; where that cannot run, it ends without it. `by` is who
+    asks: the source of the command `event_id`, where it is one."""
     state = entry.state
     if state.compensating is not None:
         return
@@ -227,7 +219,6 @@ def _blamed(state: InstanceState, payload: bytes | None) -> bytes:
 
 
 COMMANDS = {w.CANCEL: _cancel_command}
-OPS = {"cancel": _cancel_mail}
 ENDINGS = {h.WORKFLOW_FAILED: end, h.WORKFLOW_CANCELLED: end}
 TIMERS = {CLAIMS_TIMER: _claimed}
 TELL = {h.ACTIVITY_CANCELLED: _close}

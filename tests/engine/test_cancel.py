@@ -17,7 +17,6 @@ from romancy_stream.engine.failure import workflow_cancelled
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.instance import LiveInstance, replay
 from romancy_stream.engine.loop import stepping_aside
-from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.saga import REASON_CHARS
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
@@ -353,24 +352,54 @@ def test_a_request_in_a_parked_instance_is_heard_when_it_runs_again() -> None:
     assert world.kinds()[-2:] == ["workflow.resumed", "workflow.cancelled"]
 
 
-@pytest.mark.parametrize("run", [0, 1, 2])
-def test_mail_from_a_parent_is_the_same_as_a_command(run: int) -> None:
-    world = World(sleeps, partitions=2)
-    world.start("sleeps")
+def test_a_start_and_its_cancellation_in_one_batch() -> None:
+    world = World(waits_for_an_activity)
+    world.start("waits_for_an_activity")
+    cancel(world)
     world.step()
-    batch = world.core._batch(world.now_us)
-    batch.to_instance(0, Mail("cancel", "i", "parent", run, None, {"reason": "it ends"}))
-    batch.to_instance(0, Mail("cancel", "gone", "parent", 0, None, {}))
-    commit = batch.finish()
-    world.apply(commit)
-    for row in commit.outbox:
-        world._deliver(row)
-    world.run(until_us=world.now_us)
-    if run == 2:
-        assert world.instances["i"].status == "waiting_for_timer"
-    else:
-        assert cancelled(world) == {"reason": "it ends", "by": "parent"}
-    assert world.core.stats["late_cancel"] == (2 if run == 2 else 1)
+    assert world.kinds() == [
+        "workflow.started",
+        "activity.scheduled slow:1",
+        "workflow.cancel_requested",
+        "activity.cancelled slow:1",
+        "workflow.cancelled",
+    ]
+    world.check_projections()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_instance_that_has_not_begun_is_cancelled_before_its_code_runs(restarts: bool) -> None:
+    ran = []
+
+    @workflow
+    async def later(ctx: WorkflowContext) -> None:
+        ran.append(ctx.run)
+
+    world = World(later)
+    world.start("later", **{w.X_BEGIN: "2026-01-01T00:00:00Z"})
+    world.step()
+    cancel(world)
+    world.run(restarts=restarts)
+    assert cancelled(world)["reason"] == "enough"
+    assert not ran
+
+
+def test_the_next_run_of_an_instance_is_not_cancelled_by_a_request_to_the_one_before() -> None:
+    @workflow
+    async def recurs(ctx: WorkflowContext, left: int) -> int:
+        try:
+            await ctx.sleep(3_600)
+        except asyncio.CancelledError:
+            await ctx.recur(left - 1)
+        return left
+
+    world = World(recurs)
+    world.start("recurs", 2)
+    world.step()
+    cancel(world)
+    world.run(restarts=True)
+    assert world.instances["i"].run == 2
+    assert world.output() == 1
 
 
 # -- activities --------------------------------------------------------------------------------------------------------

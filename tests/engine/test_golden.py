@@ -16,11 +16,13 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.instance import LiveInstance, replay
 from romancy_stream.engine.loop import stepping_aside
 from romancy_stream.retry import RetryPolicy
-from tests.engine import test_core, test_disorder
+from tests.engine import test_core, test_disorder, test_undoing
 from tests.engine.world import World
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-WORKFLOWS = {each.name: each for each in (test_core.steps, test_core.everything, test_disorder.branching)}
+WORKFLOWS = {
+    each.name: each for each in (test_core.steps, test_core.everything, test_disorder.branching, test_undoing.picks)
+}
 
 
 def _files() -> list[Path]:
@@ -60,8 +62,12 @@ def test_there_are_golden_histories() -> None:
     assert len(_files()) >= 3
 
 
+def _nothing(_: dict[str, str], args: list[Any]) -> None:
+    """Answers all there is to undo."""
+
+
 def _write(name: str) -> None:
-    answers = {"double": test_core.doubled, "work": test_disorder.answer}
+    answers = {"double": test_core.doubled, "work": test_disorder.answer, "pick": test_core.doubled, "unpick": _nothing}
     world = World(*WORKFLOWS.values(), answers=answers)
     world.start(name, 3, f"golden-{name}")
     world.run()

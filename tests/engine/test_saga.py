@@ -20,6 +20,7 @@ from romancy_stream.engine.loop import stepping_aside
 from romancy_stream.errors import NonDeterminismError, TerminalError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import MAX_WRAPPED_BYTES
 from romancy_stream.workflow import workflow
 from tests.engine.test_cancel import CRASHES, cancel, cancelled, slow
@@ -562,3 +563,37 @@ def test_arguments_and_result_that_no_message_can_hold_fail_that_compensation_al
     [failed] = [event for event in world.history["i"] if event.kind == "compensation.failed"]
     assert orjson.loads(failed.payload or b"")["type"].endswith("PayloadTooLargeError")
     world.check_projections()
+
+
+def test_a_history_that_is_too_long_undoes_what_was_done() -> None:
+    @workflow
+    async def goes_on(ctx: WorkflowContext) -> None:
+        await charge("1")
+        while True:
+            await ctx.sleep(1)
+
+    world = Shop(goes_on, history_limit=50)
+    world.start("goes_on")
+    world.run(restarts=True)
+    assert world.undone() == ["charge:1"]
+    assert world.error()["type"].endswith("HistoryTooLongError")
+    world.check_projections()
+
+
+def test_messages_for_an_instance_that_is_being_undone_reach_no_code() -> None:
+    world = Shop(order, broken={"ship:1": TerminalError("no truck")})
+    world.silent = {"undo:charge:1"}
+    world.start("order", "o-1")
+    world.run()
+    for restart in (False, True):
+        if restart:
+            world.restart()
+        for number, (type_, name) in enumerate(((w.SIGNAL, "poke"), (w.UPDATE, "change"), ("order.paid", None))):
+            extensions = {} if name is None else {w.X_NAME: name}
+            event = WireEvent(f"m-{restart}-{number}", "/x", type_, "i", b"1", "2026-01-01T00:00:00Z", extensions)
+            world.send(event)
+        world.step()
+    assert world.instances["i"].status == "compensating"
+    world.result(next(row for row in world.outbox if ("ce_romancyactivityid", "undo:charge:1") in row.headers))
+    world.run(restarts=True)
+    assert world.undone() == UNDONE

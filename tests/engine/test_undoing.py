@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,31 @@ from romancy_stream.payloads import Payloads
 from romancy_stream.registry import Registry
 from romancy_stream.workflow import workflow
 from tests.engine.test_saga import UNDONE, Shop, charge, order, reserve, tell
+
+
+@activity
+async def unpick(value: int, result: int) -> None:
+    raise AssertionError("activities run in workers")
+
+
+@activity(compensate=unpick)
+async def pick(value: int) -> int:
+    raise AssertionError("activities run in workers")
+
+
+@workflow
+async def picks(ctx: WorkflowContext, value: int) -> None:
+    """Of a golden history: compensations of both sorts, and an activity that the code gives up."""
+    ctx.on_rollback(unpick, 0, result=0)
+    for n in range(value):
+        await pick(n)
+    _, others = await asyncio.wait(
+        [asyncio.ensure_future(pick(n)) for n in (10, 11)], return_when=asyncio.FIRST_COMPLETED
+    )
+    for each in others:
+        each.cancel()
+    await ctx.sleep(1)
+    raise ValueError("enough")
 
 
 # -- definitions ------------------------------------------------------------------------------------------------------
