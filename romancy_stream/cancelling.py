@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -48,7 +47,7 @@ class Cancelling:
             w.CANCEL,
             instance_id,
             orjson.dumps({"reason": reason}),
-            new_event_time(time.time_ns() // 1_000),
+            new_event_time(self._now_us()),
             {w.X_PARTITION_KEY: instance_id},
         )
 
@@ -65,6 +64,9 @@ class Cancelling:
     # -- of the client -------------------------------------------------------------------------------------------
     @property
     def _source(self) -> str:
+        raise NotImplementedError
+
+    def _now_us(self) -> int:
         raise NotImplementedError
 
     async def _send(self, event: WireEvent, key: str) -> None:

@@ -3,7 +3,6 @@ nothing else. The app offers the same methods; it is a client with an engine bes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -95,7 +94,7 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
                 id or uuid7_hex(), source or self._source, type, subject, encoded, None, dict(extensions or {})
             )
         if wire.time is None:
-            now = new_event_time(time.time_ns() // 1_000)
+            now = new_event_time(self._now_us())
             wire = WireEvent(wire.id, wire.source, wire.type, wire.subject, wire.data, now, wire.extensions)
         await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -135,13 +134,16 @@ class ChannelClient:
         if (text := encode_metadata(metadata)) is not None:
             extensions[w.X_METADATA] = text
         raw = encode_data(data, f"a message on channel {channel!r}")
-        now = new_event_time(time.time_ns() // 1_000)
+        now = new_event_time(self._now_us())
         event = WireEvent(id_ or uuid7_hex(), self._source, w.CHANNEL_PUBLISH, to, raw, now, extensions)
         await self._send(event, key)
         return event.id
 
     @property
     def _source(self) -> str:
+        raise NotImplementedError
+
+    def _now_us(self) -> int:
         raise NotImplementedError
 
     async def _send(self, event: WireEvent, key: str) -> None:

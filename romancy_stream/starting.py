@@ -48,6 +48,13 @@ class Starting:
     def _source(self) -> str:
         return f"/romancy/{self.namespace}/client"
 
+    def _now_us(self) -> int:
+        """What messages say about when they were sent."""
+        return time.time_ns() // 1_000
+
+    def _new_id(self, workflow_name: str) -> str:
+        return f"{workflow_name}-{uuid7_hex()}"
+
     @overload
     async def start(
         self,
@@ -159,13 +166,13 @@ class Starting:
         return Handle(self, instance_id, workflow, command.id, name)  # type: ignore[arg-type]
 
     def _command(self, name: str, data: bytes | None, options: StartOptions) -> WireEvent:
-        instance_id = options.instance_id or f"{name}-{uuid7_hex()}"
+        instance_id = options.instance_id or self._new_id(name)
         extensions = {w.X_WORKFLOW: name, w.X_PARTITION_KEY: instance_id}
         if options.on_conflict == "fail":
             extensions[w.X_CONFLICT] = "fail"
         if options.reuse is not None:
             extensions[w.X_REUSE] = options.reuse
-        now_us = time.time_ns() // 1_000
+        now_us = self._now_us()
         begin_us = options.begin_us(now_us)
         if begin_us is not None:
             extensions[w.X_BEGIN] = new_event_time(begin_us)

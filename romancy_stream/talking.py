@@ -5,7 +5,6 @@ signal or an update is a command to the engine; a query is answered here, from t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -108,7 +107,7 @@ class Talking:
     def _said(self, type_: str, instance_id: str, name: str, data: bytes | None) -> WireEvent:
         if not isinstance(instance_id, str) or not instance_id:
             raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
-        now = new_event_time(time.time_ns() // 1_000)
+        now = new_event_time(self._now_us())
         extensions = {w.X_NAME: name, w.X_PARTITION_KEY: instance_id}
         return WireEvent(uuid7_hex(), self._source, type_, instance_id, data, now, extensions)
 
@@ -187,6 +186,9 @@ class Talking:
     # -- of the client -------------------------------------------------------------------------------------------
     @property
     def _source(self) -> str:
+        raise NotImplementedError
+
+    def _now_us(self) -> int:
         raise NotImplementedError
 
     async def _send(self, event: WireEvent, key: str) -> None:
