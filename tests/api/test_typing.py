@@ -16,7 +16,14 @@ ROOT = HERE.parents[1]
 CHECKER_TIMEOUT_S = 270
 
 ALL_CASES = pytest.mark.parametrize(
-    "cases", ["typing_cases.py", "typing_cases_app.py", "typing_cases_signals.py", "typing_cases_events.py"]
+    "cases",
+    [
+        "typing_cases.py",
+        "typing_cases_app.py",
+        "typing_cases_signals.py",
+        "typing_cases_events.py",
+        "typing_cases_children.py",
+    ],
 )
 
 
