@@ -134,7 +134,8 @@ class ActivityWorker:
         )
         topics, limits = self._messages.topics, limits or {}
         self._queues = [
-            TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED)) for queue in dict.fromkeys(queues)
+            TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED), self._lost)
+            for queue in dict.fromkeys(queues)
         ]
         self._numbers = itertools.count()
         self._running: dict[tuple[ActivityKey, int], Running] = {}
@@ -303,6 +304,12 @@ class ActivityWorker:
                 waiting = Waiting(task, progress, offset, known.results.get(task.key), known.details(task))
                 queue.add(waiting, next(self._numbers))
         self._begin()
+
+    async def _lost(self, lost: Sequence[Progress]) -> None:
+        """Who gets these partitions finds what is under way here, and leaves it to us."""
+        places = set(lost)
+        under_way = [each for each in self._running.values() if any(progress in places for progress, _ in each.places)]
+        await self._watch.keep(under_way)
 
     def _joined(self, task: Task, progress: Progress, offset: int) -> bool:
         """Whether it is under way here already."""

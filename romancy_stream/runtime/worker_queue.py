@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -40,9 +40,17 @@ class Waiting:
 
 
 class TaskQueue:
-    """A `TaskHandler`, member of the group `{namespace}.workers.{queue}`."""
+    """A `TaskHandler`, member of the group `{namespace}.workers.{queue}`. `lost` is told of partitions before somebody
+    else gets them."""
 
-    def __init__(self, broker: Broker, topics: Topics, name: str, options: QueueOptions) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        topics: Topics,
+        name: str,
+        options: QueueOptions,
+        lost: Callable[[Sequence[Progress]], Awaitable[None]],
+    ) -> None:
         self.name = name
         self.allowance = Allowance(options)
         self.progress: dict[TP, Progress] = {}
@@ -50,6 +58,7 @@ class TaskQueue:
         self.wake: asyncio.TimerHandle | None = None  # when its rate allows another start
         self._broker = broker
         self._topics = topics
+        self._lost = lost
         self._source: TaskSource | None = None
         self._heap: list[tuple[int, int, Waiting]] = []
         self._bytes = 0
@@ -63,6 +72,7 @@ class TaskQueue:
         was not begun."""
         lost = [self.progress.pop(tp) for tp in partitions if tp in self.progress]
         self._keep([entry for entry in self._heap if entry[2].progress not in lost])
+        await self._lost(lost)
         await self.commit(lost)
 
     # -- tasks in waiting --------------------------------------------------------------------------------------------

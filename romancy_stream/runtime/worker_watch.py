@@ -1,7 +1,7 @@
 """Attempts that run long: whether anybody still wants them, and who stands for them. After a while the worker commits
 past the task of a long attempt, which would hold back everything behind it, and renews a lease instead: when that runs
-out, the engine dispatches the attempt again. One row in the database for all attempts of the process; nothing at all
-while attempts are short.
+out, the engine dispatches the attempt again. The same when the task's partition goes to another worker, who would begin
+it again. One lease for all attempts of the process; nothing at all while attempts are short and partitions stay.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ RENEW_AGAIN_S: Final = 2.0
 ATTACH_LIMIT: Final = 10_000
 """Attempts that have ended and are still recorded as detached while the database is away. Of those beyond the engine
 learns when this process ends, and finds that they have ended."""
+
+KEEP_LIMIT_S: Final = 3.0
+"""How long a rebalance waits for the database."""
 
 Place = tuple[Progress, int]
 
@@ -131,7 +134,19 @@ class Watch:
 
     async def _detach(self, now_s: float) -> None:
         limit_s = now_s - self._times.detach_after_s
-        due = [each for each in self._running.values() if each.detached is None and each.started_s <= limit_s]
+        await self._detached(
+            [each for each in self._running.values() if each.detached is None and each.started_s <= limit_s], now_s
+        )
+
+    async def keep(self, under_way: Sequence[Running]) -> None:
+        """Their partitions go to somebody else, who would begin them again: the lease tells that they are ours."""
+        try:
+            due = [each for each in under_way if each.detached is None]
+            await finished(self._detached(due, asyncio.get_running_loop().time()), KEEP_LIMIT_S)
+        except StoreUnavailableError as error:
+            log.warning("%d attempts may be begun again elsewhere: %s", len(under_way), error)
+
+    async def _detached(self, due: Sequence[Running], now_s: float) -> None:
         if not due:
             return
         rows = [
@@ -145,7 +160,7 @@ class Watch:
             if running.ended:  # meanwhile
                 self._forget(row)
             else:
-                log.info("runs long, other tasks do not wait for it: %s", running.task)
+                log.info("other tasks do not wait for it any more: %s", running.task)
                 self._done(running.places)
 
     # -- the end of an attempt ---------------------------------------------------------------------------------------

@@ -13,7 +13,12 @@ import orjson
 import pytest
 
 from romancy_stream import ActivityContext, TerminalError, activity
-from romancy_stream.errors import ActivityContextError, BrokerUnavailableError, ConfigurationError
+from romancy_stream.errors import (
+    ActivityContextError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    StoreUnavailableError,
+)
 from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.runtime.worker_messages import Message
@@ -342,7 +347,8 @@ async def test_a_stop_gives_work_under_way_its_time(sqlite_bench: Bench) -> None
     assert worker.statistics().cut_off == 0
 
 
-async def test_a_second_worker_takes_partitions_while_attempts_are_under_way(sqlite_bench: Bench) -> None:
+async def test_a_second_worker_takes_partitions_while_attempts_are_under_way(bench: Bench) -> None:
+    """What is under way stays where it is, and comes again nowhere."""
     go, runs = asyncio.Event(), []
 
     @activity
@@ -351,17 +357,46 @@ async def test_a_second_worker_takes_partitions_while_attempts_are_under_way(sql
         await go.wait()
         return n
 
-    first = await sqlite_bench.worker(slow)
+    first = await bench.worker(slow)
     for n in range(2):
-        await sqlite_bench.request("slow", n, instance=f"i{n}", partition=n)
+        await bench.request("slow", n, instance=f"i{n}", partition=n)
     await eventually(lambda: len(runs) == 2)
-    second = await sqlite_bench.worker(slow)
-    await eventually(lambda: second.statistics().running == 1, message="not committed: it comes again")
-    await eventually(lambda: first.statistics().doubled == 1, message="and so does the other one")
+    second = await bench.worker(slow)
+    await eventually(lambda: len(first._queues[0].progress) == len(second._queues[0].progress) == 1)
+    for n in range(2, 4):
+        await bench.request("slow", n, instance=f"i{n}", partition=n % 2)
+    await eventually(lambda: len(runs) == 4, message="what is new goes on")
     go.set()
-    results = await sqlite_bench.results_of(3)
-    assert first.statistics().completed == 2
-    assert len({each.event.id for each in results}) == 3
+    results = await bench.results_of(4)
+    assert len({each.event.id for each in results}) == 4
+    assert sorted(runs) == [0, 1, 2, 3]
+    assert (first.statistics().completed, second.statistics().completed) == (3, 1)
+
+
+async def test_a_second_worker_begins_what_nobody_could_write_down(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least once: while the database is away, an attempt may run twice, and one of its results counts."""
+    go, runs = asyncio.Event(), []
+
+    @activity
+    async def slow() -> int:
+        runs.append(1)
+        await go.wait()
+        return len(runs)
+
+    async def away(*_: Any) -> None:
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(sqlite_bench.store, "detach", away)
+    first = await sqlite_bench.worker(slow)
+    await sqlite_bench.request("slow", partition=1)
+    await eventually(lambda: first.statistics().running == 1)
+    second = await sqlite_bench.worker(slow)
+    await eventually(lambda: len(runs) == 2)
+    assert second.statistics().elsewhere == 0
+    go.set()
+    await sqlite_bench.results_of(2)
 
 
 async def test_a_failure_of_the_worker_itself_comes_out_of_run(sqlite_bench: Bench) -> None:
