@@ -205,7 +205,7 @@ NAMES_ALLOWED = {
     "uuid": {"UUID"},
     "datetime": {"UTC", "date", "datetime", "time", "timedelta", "timezone"},
 }
-ON_THE_WORKFLOWS_LOOP = {"engine.instance", "engine.waits", "engine.subscriptions"}
+ON_THE_WORKFLOWS_LOOP = {"engine.instance", "engine.waits"}
 """Parts of a live instance: their coroutines are workflow code, which waits for durable things."""
 WAITING = {"waits", "uses asyncio.timeout"}
 CLOCKS = re.compile(r"(^|\.)(now|utcnow|today|fromtimestamp|time_ns|monotonic|monotonic_ns|perf_counter)$")
