@@ -28,6 +28,8 @@ from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import new_event_time
 from romancy_stream.wire.event import WireEvent
 
+__all__ = ["ChannelClient", "ChannelContext", "ReceivedMessage", "message_publication"]
+
 M = TypeVar("M")
 
 CODECS: Final = 1_000
