@@ -23,6 +23,7 @@ ALL_CASES = pytest.mark.parametrize(
         "typing_cases_signals.py",
         "typing_cases_events.py",
         "typing_cases_children.py",
+        "typing_cases_saga.py",
     ],
 )
 
