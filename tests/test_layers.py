@@ -186,9 +186,9 @@ def test_libraries_stay_where_they_belong() -> None:
 CORE = [module for module in modules() if layer(module) == "engine"]
 
 CORE_LIBRARIES = {
-    *("__future__", "bisect", "builtins", "collections", "contextlib", "dataclasses", "functools", "heapq", "itertools", "types"),
+    *("__future__", "builtins", "collections", "contextlib", "dataclasses", "functools", "heapq", "itertools", "types"),
     *("asyncio", "contextvars", "threading", "importlib", "inspect", "logging", "sys", "traceback"),
-    *("datetime", "decimal", "hashlib", "math", "random", "re", "uuid", "zlib"),
+    *("bisect", "datetime", "decimal", "hashlib", "math", "random", "re", "uuid", "zlib"),
     *("json", "annotationlib", "typing", "typing_extensions", "msgspec", "orjson", "pydantic", "pydantic_core"),
 }
 """What the core may import: values, codecs, introspection. `asyncio` for its tasks and futures, `threading` for a
