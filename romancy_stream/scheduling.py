@@ -18,6 +18,7 @@ from romancy_stream.schedule import WORKFLOW_NAME, Schedule, ScheduleInfo, Sched
 from romancy_stream.schedule_times import as_datetime, as_us, next_after
 from romancy_stream.schedule_workflow import ScheduleWorkflow
 from romancy_stream.starting import Starting
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.talking import Talking
 from romancy_stream.workflow import Workflow
@@ -121,11 +122,11 @@ class Scheduling(Starting, Talking):
 
     async def _declare(self, schedule: Schedule, paused: bool) -> None:
         instance_id = schedule_id(schedule.name)
-        row = await self._store.get_instance(instance_id)
+        row = await finished(self._store.get_instance(instance_id))  # leaving the app cancels
         if row is None or row.finished_us is not None:
             data = encode_data(ScheduleState(schedule, paused=paused), f"schedule {schedule.name!r}")
             await self._start(WORKFLOW_NAME, data, StartOptions(instance_id, reuse="allow_finished"), None)
-        elif (await self.query(instance_id, ScheduleWorkflow.describe)).schedule == schedule:
+        elif (await finished(self.query(instance_id, ScheduleWorkflow.describe))).schedule == schedule:
             return
         await self._tell(schedule.name, ScheduleWorkflow.declare, schedule)  # also after a start: somebody was first
 

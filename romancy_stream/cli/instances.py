@@ -24,7 +24,7 @@ from romancy_stream.client import BaseClient
 from romancy_stream.errors import InstanceNotFoundError, InvalidInputError, PayloadError, UnknownWorkflowError
 from romancy_stream.handle import Handle
 from romancy_stream.instances import ActivityView, HistoryEntry, Page, WorkflowInstance, microseconds
-from romancy_stream.options import START_OPTIONS
+from romancy_stream.options import START_OPTIONS, StartOptions
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.wire.event import RESERVED_PREFIX
 from romancy_stream.workflow import Workflow
@@ -44,6 +44,16 @@ def start(
     on_conflict: Annotated[
         Literal["use_existing", "fail"], typer.Option("--on-conflict", help="What an id that is taken means.")
     ] = "use_existing",
+    reuse: Annotated[
+        Literal["reject_duplicate", "allow_failed", "allow_finished"] | None,
+        typer.Option("--reuse", help="What to do with an instance of this id that has finished."),
+    ] = None,
+    start_delay: Annotated[
+        float | None, typer.Option("--start-delay", min=0, metavar="SECONDS", help="Begin so much later.")
+    ] = None,
+    start_at: Annotated[
+        str | None, typer.Option("--start-at", metavar="TIME", help="Begin at this time (ISO 8601; UTC).")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end and print the result as JSON.")] = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits.")
@@ -51,13 +61,18 @@ def start(
 ) -> None:
     """Start an instance; prints its id, or with --wait its result.
 
-    On an embedded broker --wait and --on-conflict fail run the engine and the activities in this process meanwhile.
+    On an embedded broker --wait, --reuse and --on-conflict fail run the engine and the activities in this process
+    meanwhile.
     """
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout needs --wait")
     raw = _input(input, input_file)
-    printed = run(_start(app, workflow, raw, instance_id, on_conflict, wait, timeout))
-    print(printed)
+    at_us = _time("--start-at", start_at)
+    at = None if at_us is None else datetime.fromtimestamp(at_us / 1_000_000, UTC)
+    if at is not None and start_delay is not None:
+        raise typer.BadParameter("--start-delay and --start-at exclude each other")
+    options = StartOptions(instance_id, on_conflict, reuse, start_delay, at)
+    print(run(_start(app, workflow, raw, options, wait, timeout)))
 
 
 def _input(given: str | None, file: str | None) -> bytes | None:
@@ -75,19 +90,19 @@ async def _start(
     app: App,
     name: str,
     raw: bytes | None,
-    instance_id: str | None,
-    on_conflict: Literal["use_existing", "fail"],
+    options: StartOptions,
     wait: bool,
     timeout: float | None,
 ) -> str:
     workflow = app.registry.workflows.get(name)
     if workflow is None:
-        known = ", ".join(sorted(app.registry.workflows)) or "none"
+        known = ", ".join(sorted(n for n in app.registry.workflows if not n.startswith(RESERVED_PREFIX))) or "none"
         raise UnknownWorkflowError(f"the app has no workflow {name!r}; it has {known}")
     args, kwargs = _decoded(workflow, raw)
-    optioned = workflow.with_options(instance_id=instance_id, on_conflict=on_conflict)
+    optioned = workflow.with_options(**{name: getattr(options, name) for name in START_OPTIONS})
+    answered = options.on_conflict == "fail" or options.reuse is not None
     with explaining("app.start(...)"):
-        async with sender(app, answers=wait or on_conflict == "fail") as client:
+        async with sender(app, answers=wait or answered) as client:
             try:
                 handle = await client.start(optioned, *args, **kwargs)
             except TimeoutError:
@@ -269,6 +284,7 @@ def list_(
             "--find", metavar="PATH=VALUE", help="A value in the input, as in customer.id=7. May be given repeatedly."
         ),
     ] = None,
+    system: Annotated[bool, typer.Option("--system", help="The engine's own too: schedules.")] = False,
     limit: Annotated[int, typer.Option("--limit", help="Instances on a page.")] = 50,
     page_token: Annotated[str | None, typer.Option("--page-token", help="Where the page before ended.")] = None,
     as_json: Json = False,
@@ -281,6 +297,7 @@ def list_(
         _time("--started-after", started_after),
         _time("--started-before", started_before),
         dict(map(_filter, find)) if find else None,
+        system=system,
         limit=limit,
         page_token=page_token,
     )
