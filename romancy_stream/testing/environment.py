@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from romancy_stream.activity import Activity
 from romancy_stream.app import App
@@ -39,7 +39,8 @@ START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 PARTITIONS_IN_DISORDER: Final = 8
 NAMESPACE: Final = "test"
 _US: Final = timedelta(microseconds=1)
-_PARTS: Final = ("_broker", "_store", "_hub")
+_PARTS: Final = ("_broker", "_store", "_hub", "_now_us", "_new_id")
+"""Of a client, while it is entered."""
 
 
 class WorkflowEnvironment(BaseClient):
@@ -87,6 +88,7 @@ class WorkflowEnvironment(BaseClient):
             mocks_only,
         )
         self._world: World | None = None
+        self._numbers: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: asyncio.Runner | None = None
 
@@ -107,17 +109,20 @@ class WorkflowEnvironment(BaseClient):
         except BaseException:
             await world.close()
             raise
-        for client in (self, self._app) if self._adopts else (self,):
-            client._broker, client._store = cast(Any, world.broker), cast(Any, world.store)  # what clients use of them
-            client._hub = world.hub
+        parts = {"_broker": world.broker, "_store": world.store, "_hub": world.hub}
+        vars(self).update(parts)
+        if self._adopts:
+            vars(self._app).update(parts, _now_us=self._now_us, _new_id=self._new_id)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         world, self._world = self._entered, None
-        for client in (self, self._app) if self._adopts else (self,):
-            del client._broker, client._store, client._hub
+        for part in _PARTS:
+            vars(self).pop(part, None)
+            if self._adopts:
+                del vars(self._app)[part]
         await world.close()
         if error is not None and self._settings.disorder is not None:
             error.add_note(self.how_to_repeat)
@@ -166,6 +171,10 @@ class WorkflowEnvironment(BaseClient):
 
     def _now_us(self) -> int:
         return self._settings.start_us if self._world is None else self._world.now_us()
+
+    def _new_id(self, workflow_name: str) -> str:
+        number = self._numbers[workflow_name] = self._numbers.get(workflow_name, 0) + 1
+        return f"{workflow_name}-{number}"
 
     async def sleep(
         self,
