@@ -162,12 +162,14 @@ class WorkflowContext(ChannelContext):
     def patched(self, patch: str) -> bool:
         """Whether this run has the change of the code that you name so: True for runs that come here for the first time
         now, False for those that were here before the change. ValueError for a name that is none."""
-        return self._scope.handlers.patched(_patch(patch))
+        name = _patch(patch)
+        return self._scope.handlers.patched(name)
 
     def deprecate_patch(self, patch: str) -> None:
         """In place of `patched`, once no run is left that would get False: old runs still replay, new ones know nothing
         of it any more. ValueError for a name that is none."""
-        self._scope.handlers.deprecate_patch(_patch(patch))
+        name = _patch(patch)
+        self._scope.handlers.deprecate_patch(name)
 
     # -- children ------------------------------------------------------------------------------------------------
     @overload

@@ -51,15 +51,16 @@ class Workflows(Versions[Workflow[Any, Any]]):
             raise ConfigurationError(
                 f"{workflow.parameters.what}: names that begin with {RESERVED_PREFIX!r} are the engine's own"
             )
-        known = self._all.setdefault((workflow.name, workflow.version), workflow)
-        _check(known, workflow)
-        if known is not workflow:
+        known = self._all.get((workflow.name, workflow.version))
+        if known is not None:
+            _check(known, workflow)
             return
         newest = self._newest.get(workflow.name)
         if newest is not None and newest.is_default and workflow.is_default:
             raise ConfigurationError(
                 f"{workflow.parameters.what}: versions {newest.version!r} and {workflow.version!r} are both the default"
             )
+        self._all[workflow.name, workflow.version] = workflow
         if newest is None or not newest.is_default:
             self._newest[workflow.name] = workflow
 

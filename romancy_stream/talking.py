@@ -84,8 +84,8 @@ class Talking:
         after a TimeoutError it may still happen. UpdateRejectedError: its validator refused, nothing happened;
         UpdateFailedError: it raised; InstanceNotFoundError, InstanceFinishedError, InstanceParkedError,
         UnknownHandlerError, InvalidInputError; TypeError for a wrong call, PayloadError."""
-        timeout_s = _timeout(update, kwargs)
-        raw = await self._update(instance_id, _name(update, Update), _data(update, None, args, kwargs), timeout_s)
+        name, timeout_s = _name(update, Update), _timeout(update, kwargs)
+        raw = await self._update(instance_id, name, _data(update, None, args, kwargs), timeout_s)
         return update.decode_result(raw) if isinstance(update, Update) else load_plain(raw, "the result")
 
     async def _update(self, instance_id: str, name: str, data: bytes | None, timeout_s: float | None) -> bytes:
@@ -208,8 +208,9 @@ class Addressed:
     async def signal(self, signal: str, /, *args: Any, **kwargs: Any) -> None: ...
     async def signal(self, signal: Any, /, *args: Any, **kwargs: Any) -> None:
         """As `client.signal`."""
+        name = _name(signal, Signal)
         data = _data(signal, self._handler("signal", signal), args, kwargs)
-        await self._client._signal(self.instance_id, _name(signal, Signal), data)
+        await self._client._signal(self.instance_id, name, data)
 
     @overload
     async def update(self, update: Update[[], R], /, *, timeout: float | None = None) -> R: ...
@@ -221,10 +222,10 @@ class Addressed:
     async def update(self, update: str, /, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any: ...
     async def update(self, update: Any, /, *args: Any, **kwargs: Any) -> Any:
         """As `client.update`; by name, the result has its type where the handle knows the workflow."""
-        timeout_s = _timeout(update, kwargs)
+        name, timeout_s = _name(update, Update), _timeout(update, kwargs)
         known = self._handler("update", update)
         data = _data(update, known, args, kwargs)
-        raw = await self._client._update(self.instance_id, _name(update, Update), data, timeout_s)
+        raw = await self._client._update(self.instance_id, name, data, timeout_s)
         return load_plain(raw, "the result") if known is None else known.decode_result(raw)
 
     @overload

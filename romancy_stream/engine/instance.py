@@ -268,7 +268,7 @@ class LiveInstance:
         self._loop.create_future()  # it refuses an eviction
         if self._main is None or asyncio.current_task() is not self._main:
             raise RuntimeError("recur ends the workflow: call it in the workflow's own task, not in one it has made")
-        self.following_input = self._definition.encode(*args, **kwargs) or b"null"
+        self.following_input = self._definition.encode(*args, **kwargs)
         self.following = self._definition.decode(self.following_input)
         raise Recurred
 

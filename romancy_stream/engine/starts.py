@@ -187,7 +187,7 @@ class Starts:
         does not begin."""
         core = self._core
         arguments = core.workflows[workflow].decode(core.opened(data))
-        payload = core.sealed(batch, data or b"null", f"the input of {workflow}")
+        payload = None if data is None else core.sealed(batch, data, f"the input of {workflow}")
         batch.rejections.pop(instance_id, None)
         if instance_id in core.loaded.rejections:
             batch.accepted.add(instance_id)
