@@ -44,9 +44,16 @@ types: venv ## mypy
 
 check: lint types ## lint and types, no tests
 
-test: check pythons ## lint, types and the whole test suite, on real servers
-	-tools/services fetch
+test: venv ## lint, types and the whole test suite, on real servers
+	$(MAKE) --no-print-directory --output-sync --jobs 3 lint types fetch
+	$(MAKE) --no-print-directory --jobs 2 suite pythons
+
+.PHONY: suite fetch
+suite: venv
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
+
+fetch:
+	-tools/services fetch
 
 pythons: venv ## the core, the API and the embedded path on every other supported Python that is there
 	tools/pythons
