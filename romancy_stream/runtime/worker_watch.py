@@ -201,7 +201,7 @@ class Watch:
         old = [each for each in self._running.values() if each.attempt is not None and each.started_s <= limit_s]
         if not old:
             return
-        given_up = await finished(self._store.given_up(list({each.task.key for each in old})))
+        unwanted = await finished(self._store.unwanted([each.task.identity for each in old]))
         for each in old:
-            if each.task.key in given_up and each.attempt is not None:
+            if each.task.identity in unwanted and each.attempt is not None:
                 each.attempt.not_wanted()

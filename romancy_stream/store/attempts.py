@@ -118,20 +118,18 @@ class LongAttempts:
                 found |= {(each := _detached(row)).key: each for row in await connection.execute(statement)}
         return found
 
-    async def given_up(self, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
-        found: set[ActivityKey] = set()
-        if not keys:
-            return found
-        columns = activity_columns(activity_results)
+    async def unwanted(self, attempts: Sequence[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
+        found: set[tuple[ActivityKey, int]] = set()
         async with self.db.reading("look for what was given up") as connection:
-            for chunk in chunks(sorted(keys, key=activity_key), KEYS_PER_STATEMENT):
-                closed = any_of(columns, [activity_key(key) for key in chunk])
-                statement = select(*columns).where(closed, activity_results.c.outcome == CLOSED)
-                found |= {ActivityKey(*row) for row in await connection.execute(statement)}
-                ids = sorted({key.instance_id for key in chunk})
-                deleted = select(tombstones.c.instance_id, tombstones.c.run).where(tombstones.c.instance_id.in_(ids))
-                runs = {row.instance_id: row.run for row in await connection.execute(deleted)}
-                found |= {key for key in chunk if runs.get(key.instance_id, 0) >= key.run}
+            for chunk in chunks(list(attempts), KEYS_PER_STATEMENT):
+                keys = list({key for key, _ in chunk})
+                closed, buried = await _closed(connection, keys), await _buried(connection, keys)
+                latest = await _latest(connection, keys)
+                found |= {
+                    (key, attempt)
+                    for key, attempt in chunk
+                    if key in closed or buried.get(key.instance_id, 0) >= key.run or latest.get(key, 0) > attempt
+                }
         return found
 
     async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:
@@ -146,6 +144,29 @@ class LongAttempts:
         )
         async with self.db.reading("look for lapsed leases") as connection:
             return [_detached(row) for row in await connection.execute(found)]
+
+
+async def _closed(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
+    columns = activity_columns(activity_results)
+    mine = any_of(columns, [activity_key(key) for key in keys])
+    rows = await connection.execute(select(*columns).where(mine, activity_results.c.outcome == CLOSED))
+    return {ActivityKey(*row) for row in rows}
+
+
+async def _buried(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[str, int]:
+    """The last run of each that was deleted."""
+    ids = sorted({key.instance_id for key in keys})
+    columns = (tombstones.c.instance_id, tombstones.c.run)
+    rows = await connection.execute(select(*columns).where(tombstones.c.instance_id.in_(ids)))
+    return {row.instance_id: row.run for row in rows}
+
+
+async def _latest(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[ActivityKey, int]:
+    """The attempt that beat last."""
+    columns = activity_columns(heartbeats)
+    mine = any_of(columns, [activity_key(key) for key in keys])
+    rows = await connection.execute(select(*columns, heartbeats.c.attempt).where(mine))
+    return {ActivityKey(*row[:3]): row.attempt for row in rows}
 
 
 def _detached(row: Any) -> Detached:

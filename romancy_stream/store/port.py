@@ -219,8 +219,9 @@ class Store(Protocol):
         ...
 
     async def detached(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, Detached]: ...
-    async def given_up(self, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
-        """Those that the engine has closed, or that went with their instance."""
+    async def unwanted(self, attempts: Sequence[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
+        """Those of activities that the engine has closed, or that went with their instance, and those that a later
+        attempt has followed which beats."""
         ...
 
     async def lapsed(self, parts: Sequence[int], limit: int) -> Sequence[Detached]:

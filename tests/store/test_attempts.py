@@ -52,8 +52,10 @@ async def test_an_attempt_hears_that_it_was_given_up(store: SqlStore) -> None:
     assert await store.beat(ActivityKey("o-2", 3, "copy:1"), 1, None)  # of a run after the deletion
     assert await store.beat(OTHER, 1, None)
     later = ActivityKey("o-2", 3, "copy:1")
-    assert await store.given_up([KEY, OTHER, buried, later]) == {KEY, buried}
-    assert await store.given_up([]) == set()
+    assert await store.unwanted([(KEY, 1), (OTHER, 1), (buried, 1), (later, 1)]) == {(KEY, 1), (buried, 1)}
+    assert await store.beat(OTHER, 2, None)
+    assert await store.unwanted([(OTHER, 1), (OTHER, 2), (OTHER, 3)]) == {(OTHER, 1)}
+    assert await store.unwanted([]) == set()
 
 
 async def test_detached_attempts_lapse_with_their_lease(store: SqlStore) -> None:

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "renew_lease": lambda store: store.renew_lease("w", 1),
     "attach": lambda store: store.attach([Detached(KEY, 1, 0, "w")]),
     "detached": lambda store: store.detached([KEY]),
-    "given_up": lambda store: store.given_up([KEY]),
+    "unwanted": lambda store: store.unwanted([(KEY, 1)]),
     "lapsed": lambda store: store.lapsed([0], 1),
     "expired_items": lambda store: store.expired_items([0], 1),
     "finished_before": lambda store: store.finished_before([0], 1, 1),
