@@ -19,6 +19,10 @@ EXAMPLES = {path.stem: path for path in sorted((REPO / "examples").glob("*.py"))
 
 PRINTS = {
     "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
+    "deliveries": [
+        "a book delivered\no-1:1:2 failed: it broke\na lamp delivered\n",
+        "6 tours in 3 runs\n4 events in the first of them",
+    ],
     "job_queue": ["sum of the jobs: 66", "thank you: some jobs"],
     "loan_approval": ["applicant_id='good-1' status='approved'", "applicant_id='other-2' status='rejected'"],
     "order_saga": [
@@ -41,6 +45,7 @@ PRINTS = {
         "gave up after 2 attempts: down for the day",
         "activity.attempt_failed call_payment_api:1 2",
     ],
+    "reports": ["report about sales\n7 nights made up for\n", "0 3 * * * in Europe/Berlin, next at 03:00"],
     "user_registration": ["creating the account of Ada", "account_id='ACC-123' status='completed'"],
     "wait_for_payment": ["o-1: 20.00 paid, signed by Ada", "o-2: 5.00 paid, nobody has signed"],
     "validation": ["order_id='o-1' valid=True", "o-2: romancy_stream.errors:TerminalError: order o-2 is cancelled"],

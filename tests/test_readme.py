@@ -18,7 +18,20 @@ from romancy_stream.wire import malformed
 from tests.support.modules import REPO
 from tests.support.snippets import RUN, Session, snippets
 
-PAGES = ("guarantees", "workflows", "activities", "events", "channels", "cancel", "saga", "signals", "operations")
+PAGES = (
+    "guarantees",
+    "workflows",
+    "activities",
+    "events",
+    "channels",
+    "cancel",
+    "saga",
+    "signals",
+    "children",
+    "recur",
+    "schedules",
+    "operations",
+)
 DOCUMENTS = ["README.md", *(f"docs/{page}.md" for page in PAGES)]
 MARKS = re.compile(r"|file \w+\.py|continues|raises|output|database \w+|services \w+|not here: .+")
 PROSE = [*DOCUMENTS, "ARCHITECTURE.md", "CONTRIBUTING.md"]
