@@ -163,6 +163,38 @@ def test_a_validator_that_wakes_the_workflow_parks_it_and_a_restart_brings_it_ba
     assert world.output() == "done"
 
 
+def test_a_run_that_recurs_gives_up_its_updates_and_the_next_one_hears_the_signals(settings: Settings) -> None:
+    @workflow
+    async def rounds(ctx: WorkflowContext, n: int) -> int:
+        ctx.state.go = False
+        await ctx.wait_condition(lambda: ctx.state.go)
+        if n < 2:
+            await ctx.recur(n + 1)
+        return n
+
+    @rounds.signal
+    def go(ctx: WorkflowContext) -> None:
+        ctx.state.go = True
+
+    @rounds.update
+    async def never_done(ctx: WorkflowContext) -> None:
+        await ctx.wait_condition(lambda: False)
+
+    world, run = run_with(settings, rounds)
+    world.start("rounds", 0)
+    run()
+    left_open = change(world, "never_done")
+    run()
+    for _ in range(3):
+        say(world, "go")
+        run()
+    assert world.output() == 2
+    assert [event.run for event in world.history["i"] if event.kind == h.SIGNAL_RECEIVED] == [1, 2, 3]
+    assert [each["reason"] for each in answers(world, left_open)] == ["instance_finished"]
+    assert not world.dead_letters
+    world.check_projections()
+
+
 # -- queries -----------------------------------------------------------------------------------------------------
 def test_queries_see_the_state_and_change_nothing() -> None:
     world = World(order, answers=ANSWERS)
