@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from romancy_stream.cli import audit, dlq, doctor, instances, output, schedules, setup, talking, worker
+from romancy_stream.cli import audit, dlq, doctor, instances, output, replay, schedules, setup, talking, worker
 
 cli = typer.Typer(
     name="romancy",
@@ -31,7 +31,7 @@ for talk in (talking.signal, talking.update, talking.query, talking.versions):
     cli.command()(talk)
 cli.add_typer(schedules.schedule, name="schedule")
 cli.add_typer(dlq.dlq, name="dlq")
-for check in (audit.verify, audit.rebuild, doctor.doctor):
+for check in (audit.verify, audit.rebuild, replay.replay_check, doctor.doctor):
     cli.command()(check)
 
 

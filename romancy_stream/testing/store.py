@@ -11,6 +11,7 @@ from romancy_stream.store.pages import Cursor, check_limit, fingerprint, make_to
 from romancy_stream.store.paths import parse_filters, read_document
 from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery, Known
 from romancy_stream.testing.tables import Tables
+from romancy_stream.wire.event import RESERVED_PREFIX
 
 
 class MemoryStore:
@@ -124,7 +125,8 @@ def _fold(text: str) -> bytes:
 def _matches(row: InstanceRow, query: InstanceQuery) -> bool:
     started = row.started_us
     return (
-        (query.workflow_name is None or _fold(query.workflow_name) in _fold(row.workflow))
+        not (query.hides and row.workflow.startswith(RESERVED_PREFIX))
+        and (query.workflow_name is None or _fold(query.workflow_name) in _fold(row.workflow))
         and (query.instance_id is None or _fold(query.instance_id) in _fold(row.instance_id))
         and (query.status is None or query.status == row.status)
         and (query.started_after_us is None or started >= query.started_after_us)
