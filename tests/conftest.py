@@ -101,6 +101,7 @@ def sqlite_db(tmp_path: Path) -> str:
 def pytest_configure() -> None:
     # All processes of a run have to collect the same tests, by name.
     os.environ.setdefault(SEED_VARIABLE, str(random.randrange(1_000_000)))
+    os.environ.setdefault("ROMANCY_SERVICES_BRIEF", "1")  # servers that start sooner
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

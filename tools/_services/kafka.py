@@ -35,7 +35,8 @@ def start(name: str, version: str | None, entry: state.Entry) -> state.Entry:
     if not (home / "log" / "meta.properties").exists():
         _format(java, classpath, home, properties)
     log = state.services_dir() / f"{name}.log"
-    command = [java, *settings.KAFKA_JVM, *_logging(), "-cp", classpath, "kafka.Kafka", str(properties)]
+    brief = settings.KAFKA_JVM_BRIEF if os.environ.get(settings.BRIEF_VARIABLE) else ()
+    command = [java, *settings.KAFKA_JVM, *brief, *_logging(), "-cp", classpath, "kafka.Kafka", str(properties)]
     pid = procs.spawn(command, log)
     changes = {"pid": pid, "born": procs.born(pid), "port": port, "extra_port": controller, "version": resolved}
     started = state.record(name, **changes, url=f"127.0.0.1:{port}", data_dir=str(home), log=str(log), reason="")
@@ -109,7 +110,8 @@ def _format(java: str, classpath: str, home: Path, properties: Path) -> None:
     # A first character "-" would be read as an option.
     cluster_id = "R" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
     shutil.rmtree(home / "log", ignore_errors=True)
-    tool = [java, "-Xmx256m", "-XX:+UseSerialGC", *_logging(), "-cp", classpath, "kafka.tools.StorageTool"]
+    jvm = ("-Xmx256m", "-XX:+UseSerialGC", *settings.KAFKA_JVM_BRIEF)
+    tool = [java, *jvm, *_logging(), "-cp", classpath, "kafka.tools.StorageTool"]
     procs.run([*tool, "format", "--cluster-id", cluster_id, "--config", str(properties)])
 
 

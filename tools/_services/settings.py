@@ -38,6 +38,9 @@ KAFKA_LOCAL = {
 }
 KAFKA_LOCAL_4 = {"share.coordinator.state.topic.replication.factor": "1", "share.coordinator.state.topic.min.isr": "1"}
 KAFKA_JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true")
+# The quick compiler alone: half the time to start, for programs that end before the thorough one pays off.
+KAFKA_JVM_BRIEF = ("-XX:TieredStopAtLevel=1",)
+BRIEF_VARIABLE = "ROMANCY_SERVICES_BRIEF"  # set by test sessions
 
 POSTGRES_SHARED = {"fsync": "on", "synchronous_commit": "on", "max_connections": "200", "timezone": "UTC"}
 
