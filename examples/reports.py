@@ -24,9 +24,10 @@ app.schedule("nightly", report, {"about": "sales"}, cron="0 3 * * *", timezone="
 
 async def main() -> None:
     async with app:
-        while not (info := await app.get_schedule("often")) or info.started < 2:
-            await asyncio.sleep(0.1)
+        await asyncio.sleep(3)
         await app.pause_schedule("often", note="seen enough")
+        info = await app.get_schedule("often")
+        print(f"{info.started} started: {info.note}")
         await app.delete_schedule("often")
 
         instance_id = await app.trigger_schedule("nightly")

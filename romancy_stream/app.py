@@ -280,10 +280,10 @@ class App(BaseClient):
             raise
         self._broker, self._store, self._hub = node.broker, node.store, node.hub
         if declared and node.engine is not None:
-            node.beside(self._declare_all(declared), "schedules")
+            self._declaring = node.beside(self._declare_all(declared), "schedules")
 
     async def _leave(self) -> None:
-        node, self._node = self._node, None
+        node, self._node, self._declaring = self._node, None, None
         if node is not None:
             try:
                 await node.stop()

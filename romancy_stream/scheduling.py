@@ -52,10 +52,13 @@ class Declared:
 
 
 class Scheduling(Starting, Talking):
-    """A part of every client."""
+    """A part of every client. An app that is about to declare its schedules does that first."""
+
+    _declaring: asyncio.Task[None] | None = None
 
     async def schedules(self) -> list[ScheduleInfo]:
         """All that there are, by name."""
+        await self._when_declared()
         found, token = [], None
         while True:
             page = await self._store.list_instances(
@@ -70,6 +73,7 @@ class Scheduling(Starting, Talking):
 
     async def get_schedule(self, name: str) -> ScheduleInfo | None:
         """None for an unknown name."""
+        await self._when_declared()
         row = await self._store.get_instance(schedule_id(name))
         return None if row is None or row.finished_us is not None else await self._described(row.instance_id)
 
@@ -100,11 +104,16 @@ class Scheduling(Starting, Talking):
         await self._hub.wait(schedule_id(name), timeout_s=ANSWER_TIMEOUT_S, poll_interval_s=self._poll_interval_s)
 
     async def _tell(self, name: str, update: Update[..., T], *args: Any) -> T:
+        await self._when_declared()
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             try:
                 return await self.update(schedule_id(name), update, *args)
             except InstanceNotFoundError:
                 raise InstanceNotFoundError(f"there is no schedule {name!r}") from None
+
+    async def _when_declared(self) -> None:
+        if self._declaring is not None:
+            await asyncio.wait({self._declaring}, timeout=ANSWER_TIMEOUT_S)
 
     # -- declaring -------------------------------------------------------------------------------------------------
     async def _declare_all(self, declared: Sequence[tuple[Schedule, bool]]) -> None:
@@ -128,7 +137,8 @@ class Scheduling(Starting, Talking):
             await self._start(WORKFLOW_NAME, data, StartOptions(instance_id, reuse="allow_finished"), None)
         elif (await finished(self.query(instance_id, ScheduleWorkflow.describe))).schedule == schedule:
             return
-        await self._tell(schedule.name, ScheduleWorkflow.declare, schedule)  # also after a start: somebody was first
+        # Also after a start: somebody else may have been first.
+        await self.update(instance_id, ScheduleWorkflow.declare, schedule, timeout=ANSWER_TIMEOUT_S)
 
 
 def _info(state: ScheduleState, now_us: int) -> ScheduleInfo:

@@ -122,14 +122,15 @@ class Node:
             if config.event_topics:
                 self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
 
-    def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Runs something until it is done, or the node stops. Its failure is one of the node."""
-        self._watch(work, name)
+        return self._watch(work, name)
 
-    def _watch(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _watch(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"romancy-{name}")
         task.add_done_callback(self._ended)
         self._tasks.append(task)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or self.failed.done():
