@@ -342,3 +342,41 @@ def test_a_handle_says_whose_it_is() -> None:
     world.start("parent")
     world.run()
     assert world.output() == "mine <ChildHandle mine>"
+
+
+def operate(world: World, type_: str, instance_id: str, **extensions: str) -> None:
+    event = WireEvent(f"{type_}-{instance_id}", "/operator", type_, instance_id, None, "2026-01-01T00:00:00Z")
+    event.extensions.update(extensions)
+    world.send(event, world.part_of(instance_id))
+
+
+@workflow
+async def waiting(ctx: WorkflowContext) -> list[Any]:
+    return [await ctx.child(adder, 1), await ctx.child(sleeper, 100), ctx.run]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_run_that_is_reset_starts_what_was_open_under_another_id(restarts: bool) -> None:
+    world = World(waiting, *EVERYBODY, partitions=5)
+    world.start("waiting")
+    world.run(restarts=restarts, until_us=world.now_us + 1_000_000)
+    assert world.kinds()[-2:] == ["child.completed child:1", "child.started child:2"]
+    operate(world, w.RESET, "i", **{w.X_SEQUENCE: "4"})  # the last event: its answer is given again
+    world.run(restarts=restarts)
+    assert world.output() == [2, "slept", 2]
+    assert world.instances["i:1:2"].status == "cancelled"
+    assert {"i:1:1", "i:2:2"} < set(world.instances)
+    assert "i:2:1" not in world.instances
+    world.check_projections()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_fork_has_children_of_its_own(restarts: bool) -> None:
+    world = World(waiting, *EVERYBODY, partitions=5)
+    world.start("waiting")
+    world.run(restarts=restarts, until_us=world.now_us + 1_000_000)
+    operate(world, w.FORK, "copy", **{w.X_INSTANCE: "i", w.X_RUN: "1", w.X_SEQUENCE: "3"})
+    world.run(restarts=restarts)
+    assert world.output("copy") == world.output("i") == [2, "slept", 1]
+    assert world.instances["copy:1:2"].parent_id == "copy"
+    world.check_projections()
