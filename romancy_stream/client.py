@@ -120,13 +120,14 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
         instance_id: str | None = None,
         started_after: datetime | None = None,
         started_before: datetime | None = None,
+        parent_id: str | None = None,
         system: bool = False,
         limit: int = 50,
         page_token: str | None = None,
     ) -> Page:
         """Newest first. `workflow_name` and `instance_id` match any part, whatever the case; `status` exactly; start
-        times in [after, before). `system`: the engine's own workflows too (schedules), which otherwise only a
-        `workflow_name` that begins with "romancy." shows. InvalidPageTokenError."""
+        times in [after, before). `parent_id`: children of that instance. `system`: the engine's own workflows too
+        (schedules), which otherwise only a `workflow_name` that begins with "romancy." shows. InvalidPageTokenError."""
         return await self._page(
             InstanceQuery(
                 workflow_name,
@@ -134,6 +135,7 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
                 instance_id,
                 _us(started_after),
                 _us(started_before),
+                parent_id=parent_id,
                 system=system,
                 limit=limit,
                 page_token=page_token,

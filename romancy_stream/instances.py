@@ -33,7 +33,7 @@ def _json(raw: bytes | None) -> Any:
 @dataclass(frozen=True, slots=True)
 class WorkflowInstance:
     """One instance as projected. `input`, `output` and `error` are plain JSON values; `error` is an object with
-    type, message and stack. `parked` says why the instance is halted, or is None."""
+    type, message and stack. `parked` says why the instance is halted, or is None; `parent_id` whose child it is."""
 
     instance_id: str
     run: int
@@ -47,6 +47,7 @@ class WorkflowInstance:
     finished_at: datetime | None
     partition: int
     parked: str | None
+    parent_id: str | None = None
 
     @classmethod
     def of(cls, row: InstanceRow) -> WorkflowInstance:
@@ -63,6 +64,7 @@ class WorkflowInstance:
             None if row.finished_us is None else moment(row.finished_us),
             row.part,
             row.parked,
+            row.parent_id,
         )
 
 

@@ -86,6 +86,7 @@ _DETAILS: Final[Mapping[str, Callable[[HistoryEntry], str]]] = {
     h.WORKFLOW_COMPLETED: _payload,
     h.WORKFLOW_FAILED: _error,
     h.WORKFLOW_CANCELLED: _payload,
+    h.WORKFLOW_RECURRED: _payload,
     h.WORKFLOW_PARKED: _message,
     h.ACTIVITY_SCHEDULED: _payload,
     h.ACTIVITY_ATTEMPT_FAILED: _error,
@@ -97,4 +98,8 @@ _DETAILS: Final[Mapping[str, Callable[[HistoryEntry], str]]] = {
     h.COMPENSATION_FAILED: _error,
     h.TIMER_STARTED: _due,
     h.EVENT_PUBLISHED: _payload,
+    h.CHILD_STARTED: lambda entry: f"{entry.attrs['workflow']} {entry.attrs['id']} {_payload(entry)}",
+    h.CHILD_COMPLETED: _payload,
+    h.CHILD_FAILED: _error,
+    h.CHILD_CANCELLED: _payload,
 }

@@ -134,11 +134,13 @@ class HistoryEvent:
     `attrs` is small and JSON-able:
 
     workflow.started         workflow, event_id, event_source, rules; correlation_id, traceparent, version, begin_us,
-                             parent {id, run, ref, close}, mailbox (of the run before) where given
+                             parent {id, run, ref, close} where given; of a run that follows another: recurred, and
+                             what that left behind: mailbox, subscriptions, groups
     workflow.cancel_requested  reason, by (source of the command), event_id
     workflow.cancelled       payload {"reason", "by"}
-    workflow.failed, .cancelled  compensation_failed: [activity ids], where there are any
-    workflow.recurred        payload: the new input; mailbox
+    workflow.failed, .cancelled  compensation_failed: [activity ids], where there are any; by_engine where the code
+                             had no part in it
+    workflow.recurred        payload: the new input; mailbox, subscriptions, groups
     workflow.reset           by, event_id (of the command): another run takes over
     workflow.compensating    outcome "failed" | "cancelled"; payload as that of the end
     workflow.parked          code, message, undelivered, and expected/actual for a divergence
@@ -174,7 +176,9 @@ class HistoryEvent:
     update.accepted          name, event_id, event_source; ref: the update
     update.completed, .failed  name, event_id, event_source; payload: the result or the error
     patch.marked             ref: the patch
-    child.started            id, workflow, close "cancel" | "abandon"; payload: the input
+    child.started            id, workflow, close "cancel" | "abandon"; derived where the engine made the id, begin_us;
+                             payload: the input
+    child.cancel_requested   id, reason
     child.completed, .failed, .cancelled  payload: output, error, {"reason"}
     """
 
