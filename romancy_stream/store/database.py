@@ -104,6 +104,9 @@ class Database:
     async def close(self) -> None:
         """Also from a server that hangs, within seconds."""
         engines, self._engine, self._writer = (self._engine, self._writer), None, None
+        for engine in engines:
+            if engine is not None:
+                event.listen(engine.sync_engine, "checkin", _end_late)
         goodbyes = [asyncio.ensure_future(engine.dispose()) for engine in engines if engine is not None]
         if goodbyes:
             _, late = await asyncio.wait(goodbyes, timeout=CLOSE_TIMEOUT_S)
@@ -237,6 +240,12 @@ def _opened(engine: AsyncEngine | None) -> AsyncEngine:
 
 def _is_open(connection: Any) -> bool:
     return bool(connection.connected if hasattr(connection, "connected") else not connection.is_closed())
+
+
+def _end_late(connection: Any, record: Any) -> None:
+    """A call that was left behind returns its connection to a pool that was closed meanwhile: nobody would end it."""
+    if connection is not None:
+        record.invalidate()
 
 
 def _cut_off(connection: Any) -> None:

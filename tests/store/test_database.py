@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import text
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import ConfigurationError
@@ -156,3 +159,28 @@ async def test_a_reader_of_sqlite_does_not_wait_for_the_writer(sqlite_db: str) -
                 assert found.scalar_one() == 0
     finally:
         await database.close()
+
+
+async def call_left_behind(database: Database) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def look() -> int:
+        async with database.reading("look") as connection:
+            begun.set()
+            await go_on.wait()
+            return int((await connection.execute(text("SELECT 1"))).scalar_one())
+
+    await database.open()
+    call = asyncio.create_task(look())
+    await begun.wait()
+    await database.close()
+    go_on.set()
+    assert await call == 1
+
+
+async def test_a_connection_that_comes_back_after_the_end_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", forgotten.append)
+    await call_left_behind(Database(url))
+    gc.collect()
+    assert [str(each.exc_value) for each in forgotten] == []
