@@ -67,6 +67,7 @@ class App(BaseClient):
         event_topics: Sequence[str] = (),
         queues: Sequence[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
+        eager: bool = True,
         event_ttl: float | timedelta = EVENT_TTL_S,
         channel_retention: float | timedelta = CHANNEL_RETENTION_S,
         dedup_window: float | timedelta = DEDUP_WINDOW_S,
@@ -91,6 +92,7 @@ class App(BaseClient):
         self.registry = Registry()
         self._queues = {queue: QueueOptions() for queue in queues}
         self._concurrency = concurrency
+        self._eager = eager
         self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
@@ -269,7 +271,7 @@ class App(BaseClient):
             await self._leave()
 
     async def _enter(self, roles: tuple[Role, ...], queues: tuple[str, ...], initialise: bool) -> None:
-        declared = [(each.ready(), each.start_paused) for each in self._schedules.values()]
+        declared = self.declared_schedules()
         self._node = node = Node(
             self.node_config(roles, queues, initialise), self.registry, self.make_broker(), self.make_store()
         )
@@ -310,6 +312,10 @@ class App(BaseClient):
         )
 
     # -- parts, also for the command line ------------------------------------------------------------------------
+    def declared_schedules(self) -> list[tuple[Schedule, bool]]:
+        """And whether a new one begins paused."""
+        return [(each.ready(), each.start_paused) for each in self._schedules.values()]
+
     def node_config(
         self, roles: tuple[Role, ...] = ROLES, queues: tuple[str, ...] | None = None, initialise: bool = True
     ) -> NodeConfig:
@@ -325,6 +331,7 @@ class App(BaseClient):
             roles,
             initialise,
             dict(self._queues),
+            eager=self._eager,
             event_ttl_s=self._event_ttl_s,
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,

@@ -48,6 +48,7 @@ class NodeConfig:
     roles: tuple[Role, ...]
     initialise: bool
     limits: Mapping[str, QueueOptions] = field(default_factory=dict)  # by queue
+    eager: bool = True  # tasks stay in this process where it has a free worker for them
     event_ttl_s: float = EVENT_TTL_S
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
@@ -117,6 +118,7 @@ class Node:
                 dedup_window_s=config.dedup_window_s,
                 on_commit=self.hub.on_commit,
                 on_ownership=self.hub.on_ownership,
+                eager=self.worker.eager if self.worker is not None and config.eager else None,
             )
             self._watch(self.engine.run(), "engine")
             if config.event_topics:

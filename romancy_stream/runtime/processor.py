@@ -82,7 +82,11 @@ class LocalWorker(Protocol):
 
     def run(self, tasks: Sequence[EagerTask]) -> None: ...
     def is_running(self, key: ActivityKey, attempt: int) -> bool: ...
-    def send(self, results: Sequence[Record]) -> None:
+    async def leave(self, parts: frozenset[int]) -> None:
+        """They are about to be somebody else's."""
+        ...
+
+    def send(self, results: Sequence[Received]) -> None:
         """By the broker after all."""
         ...
 
@@ -166,6 +170,8 @@ class Processor:
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
             parts = frozenset(tp.partition for tp in partitions)
+            if self._local is not None:
+                await self._local.leave(parts)
             await self._tidy(parts)
             self._forget(parts)
         self.hand_on()
@@ -285,8 +291,9 @@ class Processor:
     def hand_on(self) -> None:
         """Sends results whose partitions are not owned any more; call it also at the end."""
         if self._local is not None and self._results:
-            self._local.send([each.record for each in self._results if each.record.partition not in self.core.owned])
-            self._results = self._owned_results()
+            owned = self.core.owned
+            self._local.send([each for each in self._results if each.record.partition not in owned])
+            self._results = [each for each in self._results if each.record.partition in owned]
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:

@@ -21,6 +21,7 @@ from romancy_stream.runtime.lapses import Lapses
 from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
+from romancy_stream.runtime.worker_eager import Eager
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire.event import Topics
@@ -49,6 +50,7 @@ class EngineService:
         on_commit: Callable[[Commit], None],
         on_ownership: Callable[[], None],
         dedup_window_s: float = DEDUP_WINDOW_S,
+        eager: Eager | None = None,
     ) -> None:
         self.core = EngineCore(config, workflows)
         self.topics = Topics(config.namespace)
@@ -56,6 +58,7 @@ class EngineService:
         self._broker = broker
         self._store = store
         self._on_commit = on_commit
+        self._eager = eager
         self._on_ownership = on_ownership
         self._sweeper = Sweeper(self.core, store, broker)
         self._lapses = Lapses(self.core, store)
@@ -98,8 +101,16 @@ class EngineService:
         """One membership in the group. Raises what ended it."""
         relay = Relay(self._broker)
         processor = Processor(
-            self.core, self._store, relay, self.incarnation, self._committed, lambda owned: self._set_owned(owned)
+            self.core,
+            self._store,
+            relay,
+            self.incarnation,
+            self._committed,
+            lambda owned: self._set_owned(owned),
+            local=self._eager,
         )
+        if self._eager is not None:
+            self._eager.engine = processor
         source = self._broker.batches(
             [self.topics.commands, self.topics.results], f"{self.topics.namespace}.engine", processor
         )
@@ -122,6 +133,9 @@ class EngineService:
             await asyncio.gather(running, return_exceptions=True)
             await relay.close()
             self.core.drop(self.core.owned)
+            if self._eager is not None:
+                self._eager.engine = None
+            processor.hand_on()
 
     def _committed(self, commit: Commit) -> None:
         self._progress = True

@@ -33,6 +33,7 @@ from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outco
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sync_session import DaemonThreads
+from romancy_stream.runtime.worker_eager import Eager
 from romancy_stream.runtime.worker_lookup import look_up
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
@@ -137,6 +138,7 @@ class ActivityWorker:
             TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED), self._lost)
             for queue in dict.fromkeys(queues)
         ]
+        self.eager = Eager(self, asyncio.get_running_loop().time)
         self._numbers = itertools.count()
         self._running: dict[tuple[ActivityKey, int], Running] = {}
         self._watch = Watch(store, self.incarnation, self._messages.part_of, self._running, self._done, times)
@@ -311,16 +313,50 @@ class ActivityWorker:
         under_way = [each for each in self._running.values() if any(progress in places for progress, _ in each.places)]
         await self._watch.keep(under_way)
 
-    def _joined(self, task: Task, progress: Progress, offset: int) -> bool:
+    def _joined(self, task: Task, progress: Progress | None, offset: int) -> bool:
         """Whether it is under way here already."""
         running = self._running.get(task.identity)
         if running is None:
             return False
         self._counts["doubled"] += 1
-        running.places.append((progress, offset))
-        if running.detached is not None:
-            self._done([(progress, offset)])
+        if progress is not None:
+            running.places.append((progress, offset))
+            if running.detached is not None:
+                self._done([(progress, offset)])
         return True
+
+    # -- tasks of an engine in this process: see `worker_eager` --------------------------------------------------------
+    @property
+    def queues(self) -> Sequence[TaskQueue]:
+        return self._queues
+
+    @property
+    def free(self) -> int:
+        """Attempts that could begin at once, less the tasks that wait for it; negative when many wait."""
+        if self._stopping or not self._sender.ready.is_set():
+            return -UNREPORTED_LIMIT
+        return self._concurrency - self._executing - sum(queue.waiting for queue in self._queues)
+
+    def part_of(self, instance_id: str) -> int:
+        return self._messages.part_of(instance_id)
+
+    def take_ahead(self, name: str, waiting: Waiting) -> None:
+        queue = next(each for each in self._queues if each.name == name)
+        queue.add(waiting, next(self._numbers))
+        self._begin()
+
+    def drop_waiting(self, identities: set[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
+        return {dropped for queue in self._queues for dropped in queue.drop(identities)}
+
+    async def keep(self, identities: set[tuple[ActivityKey, int]]) -> None:
+        """See `Watch.keep`."""
+        await self._watch.keep([each for identity, each in self._running.items() if identity in identities])
+
+    def send_results(self, messages: Sequence[Message]) -> None:
+        self._start(self._send_results(messages))
+
+    async def _send_results(self, messages: Sequence[Message]) -> None:
+        await self._sender.deliver(messages)
 
     # -- beginning them ----------------------------------------------------------------------------------------------
     def _begin(self) -> None:
@@ -333,7 +369,8 @@ class ActivityWorker:
             if self._joined(waiting.task, waiting.progress, waiting.offset):
                 continue
             now_s = asyncio.get_running_loop().time()
-            running = Running(waiting.task, [(waiting.progress, waiting.offset)], now_s)
+            places = [] if waiting.progress is None else [(waiting.progress, waiting.offset)]
+            running = Running(waiting.task, places, now_s)
             self._running[waiting.task.identity] = running
             self._executing += 1
             queue.allowance.begin(now_s)
@@ -392,6 +429,7 @@ class ActivityWorker:
         else:
             self._counts[outcome.kind] += 1
             self._watch.ended(running)
+            self.eager.ended(task)
             self._done(running.places)
         finally:
             del self._running[task.identity]
@@ -432,7 +470,9 @@ class ActivityWorker:
         refusals: list[str | None] = []
         if outcome.events:
             refusals = await self._sender.deliver(outcome.events)
-        if outcome.result is not None:
+        if outcome.result is not None and self.eager.report(task, outcome.result):
+            refusals.append(None)
+        elif outcome.result is not None:
             refusals += await self._sender.deliver([outcome.result])
             if refusals[-1] is not None:
                 await self._result_refused(task, outcome, refusals[-1])

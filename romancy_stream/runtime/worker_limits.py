@@ -36,6 +36,10 @@ class Allowance:
         self._window = None if options.rate_limit is None else Window(options.rate_limit)
 
     @property
+    def limited(self) -> bool:
+        return self._concurrency is not None or self._window is not None
+
+    @property
     def full(self) -> bool:
         return self._concurrency is not None and self.running >= self._concurrency
 

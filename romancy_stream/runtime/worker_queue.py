@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
 
 from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource
-from romancy_stream.engine.commit import RecordedResult
+from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.errors import BrokerUnavailableError
 from romancy_stream.queues import QueueOptions
 from romancy_stream.runtime.worker_limits import Allowance
@@ -30,10 +30,11 @@ LOOK_AHEAD_BYTES: Final = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`found`: its recorded result. `details`: those of an earlier heartbeat."""
+    """`progress`: where it was read; None: an engine of this process gave it. `found`: its recorded result. `details`:
+    those of an earlier heartbeat."""
 
     task: Task
-    progress: Progress
+    progress: Progress | None
     offset: int
     found: RecordedResult | None = None
     details: bytes | None = None
@@ -101,6 +102,12 @@ class TaskQueue:
         self._bytes -= len(waiting.task.args)
         self.space.set()
         return waiting
+
+    def drop(self, identities: Container[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
+        """Those of these tasks that were not begun; they are forgotten."""
+        dropped = {entry[2].task.identity for entry in self._heap if entry[2].task.identity in identities}
+        self._keep([entry for entry in self._heap if entry[2].task.identity not in dropped])
+        return dropped
 
     def clear(self) -> None:
         """What was not begun comes again, here or elsewhere."""

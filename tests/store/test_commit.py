@@ -55,7 +55,7 @@ async def test_every_part_of_a_commit_is_there_afterwards(store: SqlStore) -> No
     started = ("o-1", 1, 0, "order", "running", 1, '{"n": 1}', None, "null", 10, 10, None, None, "/shop", "e-1")
     assert await rows(store, tables.instances) == [(*started, "p-1", '["event paid"]', "v2")]
     assert await rows(store, tables.activities) == [
-        ("o-1", 1, "charge:1", "charge", "default", "scheduled", 1, 10, 10, None, 77, '{"type": "x"}')
+        ("o-1", 1, "charge:1", "charge", "default", "scheduled", 1, 10, 10, None, 77, '{"type": "x"}', None)
     ]
     assert await rows(store, tables.timers) == [("o-1", 1, "sleep:1", 0, 99)]
     assert await rows(store, tables.outbox) == [

@@ -1,0 +1,185 @@
+"""Tasks that stay in the engine's process: no broker sees them, nobody loses them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from romancy_stream import ActivityContext, App, RetryPolicy, WorkflowContext
+from romancy_stream.broker.port import Record
+from tests.support import eventually
+
+PATIENCE_S = 60
+
+
+def program(folder: Path, **options: Any) -> App:
+    places = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
+    return App("eager", partitions=2, **places, **options)
+
+
+@asynccontextmanager
+async def overheard(app: App) -> AsyncIterator[list[Record]]:
+    """What the broker has of tasks, from now on."""
+    heard: list[Record] = []
+
+    async def hear(records: Sequence[Record]) -> None:
+        heard.extend(records)
+
+    tail = app._broker.tail(["eager.tasks.default"], hear)
+    await tail.start()
+    try:
+        yield heard
+    finally:
+        await tail.stop()
+
+
+async def test_tasks_stay_in_the_process_that_has_a_worker(tmp_path: Path) -> None:
+    app = program(tmp_path)
+
+    @app.activity(retry=RetryPolicy.fixed(3, 0.01))
+    async def flaky(ctx: ActivityContext, number: int) -> int:
+        if ctx.attempt < 2:
+            raise ValueError(number)
+        return number
+
+    @app.workflow
+    async def flow(ctx: WorkflowContext) -> int:
+        return sum(await asyncio.gather(*(flaky(number) for number in range(20))))
+
+    async with app, overheard(app) as tasks:
+        handle = await app.start(flow)
+        assert await handle.result(timeout=PATIENCE_S) == 190
+        assert not tasks
+        events = await app.history(handle.instance_id)
+        marks = {e.attrs.get("eager") for e in events if e.kind in ("activity.scheduled", "activity.retried")}
+        assert len(marks) == 1
+        assert marks != {None}
+        async with app._store.db.engine.connect() as connection:
+            left = await connection.execute(text("SELECT count(*) FROM romancy_activities WHERE eager IS NOT NULL"))
+            assert left.scalar_one() == 0
+
+
+async def test_it_can_be_switched_off(tmp_path: Path) -> None:
+    app = program(tmp_path, eager=False)
+
+    @app.activity
+    async def step(number: int) -> int:
+        return number
+
+    @app.workflow
+    async def flow(ctx: WorkflowContext) -> int:
+        return await step(1)
+
+    async with app, overheard(app) as tasks:
+        handle = await app.start(flow)
+        assert await handle.result(timeout=PATIENCE_S) == 1
+        await eventually(lambda: len(tasks) == 1)
+
+
+async def test_more_than_the_worker_can_take_goes_to_whoever_is_free(tmp_path: Path) -> None:
+    app = program(tmp_path, concurrency=4)
+    go = asyncio.Event()
+    running = 0
+
+    @app.activity
+    async def slow(number: int) -> int:
+        nonlocal running
+        running += 1
+        await go.wait()
+        return number
+
+    @app.workflow
+    async def flow(ctx: WorkflowContext) -> int:
+        return sum(await asyncio.gather(*(slow(number) for number in range(20))))
+
+    async with app, overheard(app) as tasks:
+        handle = await app.start(flow)
+        await eventually(lambda: running == 4)
+        await eventually(lambda: len(tasks) == 16)
+        go.set()
+        assert await handle.result(timeout=PATIENCE_S) == 190
+
+
+async def test_the_next_owner_dispatches_what_was_lost_with_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = 0
+    lives = asyncio.Event()
+
+    def life() -> tuple[App, Any]:
+        app = program(tmp_path)
+
+        @app.activity
+        async def step(ctx: ActivityContext) -> int:
+            nonlocal begun
+            begun += 1
+            await lives.wait()
+            return ctx.attempt
+
+        @app.workflow
+        async def flow(ctx: WorkflowContext) -> int:
+            return await step()
+
+        return app, flow
+
+    monkeypatch.setattr("romancy_stream.runtime.node.DRAIN_S", 0.1)
+    app, flow = life()
+    async with app:
+        await app.start(flow, instance_id="i")
+        await eventually(lambda: begun == 1)
+    lives.set()
+    app, flow = life()
+    async with app:
+        assert await app.handle("i", flow).result(timeout=PATIENCE_S) == 1, "it is the same attempt"
+        kinds = [event.kind for event in await app.history("i")]
+    assert begun == 2
+    assert kinds == ["workflow.started", "activity.scheduled", "activity.completed", "workflow.completed"]
+
+
+async def test_a_result_that_is_recorded_and_not_heard_is_found_by_the_next_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = 0
+
+    def life() -> tuple[App, Any]:
+        app = program(tmp_path)
+
+        @app.activity
+        async def save(ctx: ActivityContext) -> int:
+            nonlocal begun
+            begun += 1
+            await ctx.session.execute(text("CREATE TABLE IF NOT EXISTS notes (name VARCHAR(20))"))
+            await ctx.session.execute(text("INSERT INTO notes VALUES ('a')"))
+            return begun
+
+        @app.workflow
+        async def flow(ctx: WorkflowContext) -> int:
+            return await save()
+
+        return app, flow
+
+    monkeypatch.setattr("romancy_stream.runtime.node.DRAIN_S", 0.1)
+    app, flow = life()
+    with monkeypatch.context() as deaf:
+        # The process dies between the commit of the activity and that of the engine.
+        deaf.setattr("romancy_stream.runtime.worker_eager.Eager.report", lambda *_: True)
+        async with app:
+            await app.start(flow, instance_id="i")
+
+            async def recorded() -> bool:
+                async with app._store.db.engine.connect() as connection:
+                    rows = await connection.execute(text("SELECT count(*) FROM romancy_activity_results"))
+                    return bool(rows.scalar_one())
+
+            await eventually(recorded)
+    app, flow = life()
+    async with app:
+        assert await app.handle("i", flow).result(timeout=PATIENCE_S) == 1
+        async with app._store.db.engine.connect() as connection:
+            assert (await connection.execute(text("SELECT count(*) FROM notes"))).scalar_one() == 1
