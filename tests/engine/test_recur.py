@@ -117,7 +117,7 @@ def test_recurring_out_of_groups_timeouts_and_finally() -> None:
             return f"run {ctx.run}"
         try:
             async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-                group.create_task(asyncio.sleep(100))
+                group.create_task(ctx.sleep(100))
                 try:
                     await ctx.recur(False)
                 except Exception:
