@@ -187,10 +187,12 @@ class Crew:
             takes = timedelta(seconds=task.timeout_s)
             told = f"activity {key.activity_id} did not finish within its timeout of {task.timeout_s:g} s"
             message = self._failure(task, ActivityTimeoutError(told))
+        due_us = now_us if takes == NEVER else now_us + takes // timedelta(microseconds=1)
+        if takes and task.heartbeat_timeout_s is not None:
+            await self._store.beat(key, task.attempt, None, due_us)  # one that comes to an end was heard of until then
         if takes == NEVER:
             return
         if takes:
-            due_us = now_us + takes // timedelta(microseconds=1)
             heappush(self._later, _Due(due_us, next(self._numbers), key, message))
         else:
             self._send(message)

@@ -31,8 +31,10 @@ BUSY_LIMIT_S: Final = 60.0
 """How long, in real time, no activity that is under way may come to an end while somebody waits for a workflow."""
 YIELDS: Final = 5
 """Turns of the event loop for somebody who was let go, to send what comes next before time moves on."""
-SKIPS_LIMIT: Final = 100_000
-"""Jumps of the clock for one wait: a workflow that looks for something every minute does so for two months."""
+SKIPS_LIMIT: Final = 20_000
+"""Jumps of the clock for one wait: a workflow that looks for something every minute does so for two weeks."""
+LATEST_US: Final = 250_000_000_000_000_000
+"""Where time ends: the year 9892, which a datetime still holds."""
 STEPS_LIMIT: Final = 100_000
 """Steps without rest at one moment: workflows that send to each other for ever."""
 
@@ -177,7 +179,7 @@ class Driver:
             self._give_up(halted, "it is halted")
             return True
         due_us = self._next_due_us(bool(waited) and self._auto_skip, moving)
-        if due_us is not None and (moving or self._skips < SKIPS_LIMIT):
+        if due_us is not None and due_us <= LATEST_US and (moving or self._skips < SKIPS_LIMIT):
             self._skips += 1
             self._shell.now_us = max(self._shell.now_us, due_us)
         elif not await self._hears_something(GRACE_S):
@@ -196,7 +198,7 @@ class Driver:
 
     def _why(self, due_us: int | None) -> str:
         if due_us is not None:
-            return f"the clock was moved on {SKIPS_LIMIT:,} times, and it has not ended"
+            return f"the clock was moved on {self._skips:,} times, and it has not ended"
         if not self._auto_skip and self._shell.core.timers.next_due_us() is not None:
             return "only time could move it on, and auto_skip is off: use env.sleep(...)"
         return "nothing is due that could move it on"

@@ -23,6 +23,7 @@ from romancy_stream.handle import Handle
 from romancy_stream.instances import microseconds, moment
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.node import core_config
+from romancy_stream.testing.driver import LATEST_US
 from romancy_stream.testing.histories import History
 from romancy_stream.testing.mocks import UNSET, Call, Mock, name_of
 from romancy_stream.testing.world import PublishedEvent, Settings, World
@@ -51,7 +52,7 @@ class WorkflowEnvironment(BaseClient):
     in SQLite in memory, or in the `database` of that URL. `crashes="every-step"`: all that is in memory is dropped
     before each step, and replayed. `disorder`: messages come late, in another order and twice, as a broker may deliver
     them; `seed` repeats it, and is added to the error that leaves the block. `mocks_only`: an activity without a mock
-    is an error."""
+    is an error. `schedules`: those that the app declares are there from the beginning."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class WorkflowEnvironment(BaseClient):
         disorder: bool = False,
         seed: int | None = None,
         mocks_only: bool = False,
+        schedules: bool = False,
     ) -> None:
         if not isinstance(code, App | Registry):
             raise TypeError(f"WorkflowEnvironment takes an App or a Registry, not {code!r}")
@@ -87,6 +89,7 @@ class WorkflowEnvironment(BaseClient):
             Random(self.seed) if disorder else None,
             mocks_only,
         )
+        self._schedules = schedules
         self._world: World | None = None
         self._numbers: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,6 +116,8 @@ class WorkflowEnvironment(BaseClient):
         vars(self).update(parts)
         if self._adopts:
             vars(self._app).update(parts, _now_us=self._now_us, _new_id=self._new_id)
+        if self._schedules:
+            await self._declare_all(self._app.declared_schedules())
         return self
 
     async def __aexit__(
@@ -192,6 +197,8 @@ class WorkflowEnvironment(BaseClient):
         span += timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         if span < timedelta(0):
             raise ValueError(f"time does not go back: {span}")
+        if world.now_us() + span // _US > LATEST_US:
+            raise ValueError(f"too long to sleep: {span}")
         await world.driver.sleep_until(world.now_us() + span // _US, moves=True)
 
     # -- activities ----------------------------------------------------------------------------------------------

@@ -126,8 +126,9 @@ class AttemptStore(SqlStore):
         return {key: found[key] for key in keys}
 
     # -- long attempts: in memory --------------------------------------------------------------------------------
-    async def beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
-        self._tables.heartbeats[key] = Heartbeat(key, attempt, self._now_us(), details)
+    async def beat(self, key: ActivityKey, attempt: int, details: bytes | None, at_us: int | None = None) -> bool:
+        now_us = self._now_us() if at_us is None else at_us
+        self._tables.heartbeats[key] = Heartbeat(key, attempt, now_us, details)
         result = self._tables.results.get(key)
         return result is None or result.outcome != "closed"
 
