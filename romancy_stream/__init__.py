@@ -62,7 +62,7 @@ from romancy_stream.errors import (
 from romancy_stream.events import EventType, ReceivedEvent
 from romancy_stream.interaction import Query, Signal, Update, query, signal, update
 from romancy_stream.messaging import ReceivedMessage
-from romancy_stream.queues import RateLimit
+from romancy_stream.queues import Concurrency, RateLimit
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import Workflow, WorkflowHandle, workflow
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from romancy_stream.client import Client
     from romancy_stream.handle import Handle
     from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
+    from romancy_stream.schedule import ScheduleInfo
 
 __all__ = [
     "Activity",
@@ -90,6 +91,7 @@ __all__ = [
     "ChildWorkflowError",
     "Client",
     "CommitUnknownError",
+    "Concurrency",
     "ConfigurationError",
     "DeadLetter",
     "DuplicateActivityIdError",
@@ -129,6 +131,7 @@ __all__ = [
     "RetryLaterError",
     "RetryPolicy",
     "RomancyError",
+    "ScheduleInfo",
     "Signal",
     "StartRefusedError",
     "StoreUnavailableError",
@@ -160,6 +163,7 @@ _LATER = {
     "Handle": "handle",
     "HistoryEntry": "instances",
     "Page": "instances",
+    "ScheduleInfo": "schedule",
     "WorkflowInstance": "instances",
 }
 

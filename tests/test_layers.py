@@ -36,14 +36,14 @@ MAY_USE: dict[str, set[str]] = {
     "ids": set(),
     "contract": {"errors"},
     "wire": {"errors", "contract"},
-    "engine": {"errors", "retry", "wire"},
+    "engine": {"errors", "retry", "queues", "wire"},
     "events": {"engine", "wire"},
     "messaging": {"errors", "ids", "engine", "wire"},
     "options": {"engine"},
     "child": {"engine", "wire", "options"},
     "context": {"errors", "engine", "wire", "events", "messaging", "options", "child"},
     "interaction": {"errors", "engine", "context"},
-    "workflow": {"errors", "engine", "options", "child", "context", "interaction"},
+    "workflow": {"errors", "queues", "engine", "options", "child", "context", "interaction"},
     "activity": {"errors", "retry", "engine", "messaging", "context"},
     "registry": {"errors", "wire", "events", "workflow", "activity"},
     "schedule_times": set(),
@@ -63,7 +63,7 @@ MAY_USE: dict[str, set[str]] = {
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit", "testing"},
-    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances"},  # the package itself: its public names
+    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "schedule"},  # the package itself: its public names
 }
 
 EXCEPTIONS = {
