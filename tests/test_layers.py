@@ -63,7 +63,7 @@ MAY_USE: dict[str, set[str]] = {
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit", "testing"},
-    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "schedule"},  # the package itself: its public names
+    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "schedule"},  # the public names
 }
 
 EXCEPTIONS = {
