@@ -50,7 +50,11 @@ PRINTS = {
     "wait_for_payment": ["o-1: 20.00 paid, signed by Ada", "o-2: 5.00 paid, nobody has signed"],
     "validation": ["order_id='o-1' valid=True", "o-2: romancy_stream.errors:TerminalError: order o-2 is cancelled"],
 }
-ELSEWHERE = {"crash": "the app that the demo kills a worker of", "demo": "has a test of its own below"}
+ELSEWHERE = {
+    "crash": "the app that the demo kills a worker of",
+    "demo": "has a test of its own below",
+    "test_orders": "tests of an example; they run below",
+}
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -76,6 +80,15 @@ def test_an_example_runs_as_its_docstring_says(name: str, tmp_path: Path) -> Non
         assert expected in printed
     if name == "concurrent_fetch":
         assert printed.count("\n") == 10
+
+
+def test_the_tests_of_an_example_run_as_their_docstring_says(tmp_path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(EXAMPLES["test_orders"].read_text(encoding="utf-8"))) or ""
+    assert "python -m pytest examples/test_orders.py" in doc
+    path = str(EXAMPLES["test_orders"])
+    printed = run([sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", path], tmp_path)
+    assert "5 passed" in printed
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.timeout(600)

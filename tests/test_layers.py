@@ -95,7 +95,7 @@ THIRD_PARTY = {
     "asyncpg": {"store"},
     "asyncmy": {"store"},
     "aiosqlite": {"store"},
-    "sqlite3": {"store", "broker.embedded"},
+    "sqlite3": {"store", "broker.embedded", "testing.sessions"},
     "aiokafka": {"broker.kafka", "cli.kafka"},
     "faust": {"broker.kafka"},
     "mode": {"broker.kafka"},

@@ -31,6 +31,7 @@ PAGES = (
     "recur",
     "schedules",
     "operations",
+    "testing",
 )
 DOCUMENTS = ["README.md", *(f"docs/{page}.md" for page in PAGES)]
 MARKS = re.compile(r"|file \w+\.py|continues|raises|output|database \w+|services \w+|not here: .+")
