@@ -21,6 +21,7 @@ from romancy_stream.engine.inputs import EagerRoom, Received
 from romancy_stream.engine.instance import Command, LiveInstance
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
+from romancy_stream.engine.sealing import Blobs
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode_text, new_event_time
 from romancy_stream.wire.dead_letter import dead_letter_event
@@ -46,11 +47,13 @@ class Partition:
 
 @dataclass(slots=True)
 class Entry:
-    """An instance in the cache. `live` None: nothing has asked its code yet; `history` is then what replay needs."""
+    """An instance in the cache. `live` None: nothing has asked its code yet; `history` is then what replay needs, and
+    `blobs` what of it is kept elsewhere."""
 
     state: InstanceState
     live: LiveInstance | None = None
     history: list[HistoryEvent] | None = None
+    blobs: Blobs = field(default_factory=dict)
     in_database: bool = True
 
 

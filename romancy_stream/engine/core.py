@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from romancy_stream.engine import (
@@ -18,6 +17,7 @@ from romancy_stream.engine import (
     correlation,
     features,
     offspring,
+    opening,
     operations,
     ordered,
     projection,
@@ -27,7 +27,7 @@ from romancy_stream.engine import (
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import Attempts
 from romancy_stream.engine.batch import Batch, Entry, Partition
-from romancy_stream.engine.commit import ActivityKey, Commit
+from romancy_stream.engine.commit import ActivityKey, Commit, RecordedResult
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.definitions import Registry, WorkflowDef, begun_as, definition_of, no_code
 from romancy_stream.engine.entity import Entity
@@ -48,8 +48,9 @@ from romancy_stream.engine.instance import Command, LiveInstance, deliver_late, 
 from romancy_stream.engine.intake import digest
 from romancy_stream.engine.loop import StepTooLong, stepping_aside
 from romancy_stream.engine.mail import read
+from romancy_stream.engine.opening import NO_BLOBS
 from romancy_stream.engine.projection import USER_TIMER
-from romancy_stream.engine.sealing import is_sealed
+from romancy_stream.engine.sealing import Blobs, is_sealed
 from romancy_stream.engine.starts import Starts
 from romancy_stream.engine.timers import Timers
 from romancy_stream.errors import InvalidInputError, NonDeterminismError, PayloadError
@@ -180,39 +181,31 @@ class EngineCore:
             state = projection.fold(events, part)
             state.clear_changes()
             if state.finished is None and instance_id not in self._cache:
-                self._cache[instance_id] = Entry(state, history=[self._opened(event) for event in events])
+                kept = opening.kept(self.config.sealing, events, loaded.blobs)
+                self._cache[instance_id] = Entry(state, history=list(events), blobs=kept)
         for name, stored in loaded.entities.items():
             if name not in self._entities:
                 entity = self._new_entity(name)
                 entity.load(stored.row, list(stored.members), list(stored.items))
                 self._entities[name] = entity
 
-    def blobs(self, inputs: Sequence[Input], histories: Iterable[Sequence[HistoryEvent]]) -> list[str]:
-        """Payloads kept elsewhere that the batch will need, by name: those in its messages and in what was loaded."""
-        sealing = self.config.sealing
-        payloads = [event.payload for events in histories for event in events if is_sealed(event.payload)]
-        for each in inputs:
-            if isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.data is not None:
-                data = each.event.data
-                payloads.append(read(each.event).payload if each.event.type == w.TO_INSTANCE else data)
-        return list(dict.fromkeys(name for raw in payloads if raw is not None for name in sealing.refs(raw)))
+    def blobs(
+        self,
+        inputs: Sequence[Input],
+        histories: Iterable[Sequence[HistoryEvent]] = (),
+        results: Iterable[RecordedResult] = (),
+    ) -> list[str]:
+        """Payloads kept elsewhere that the batch will need, by name: those in its messages and in what was loaded, of
+        histories and of keys that were claimed."""
+        return opening.needed(self.config.sealing, self._topics.results, inputs, histories, results)
 
     def opened(self, raw: bytes | None) -> bytes | None:
-        """PayloadError: see `Sealing.open`."""
-        return raw if raw is None or not is_sealed(raw) else self.config.sealing.open(raw, self.loaded.blobs)
+        """Of what anybody may have sent. PayloadError."""
+        return opening.opened(self.config.sealing, raw, self.loaded.blobs)
 
     def sealed(self, batch: Batch, raw: bytes, what: str) -> bytes:
-        """For what came in open. PayloadTooLargeError."""
+        """For what came in, open or sealed. PayloadTooLargeError."""
         return raw if is_sealed(raw) else self.config.sealing.seal(raw, what, batch.commit.blobs)
-
-    def _opened(self, event: HistoryEvent) -> HistoryEvent:
-        """For replay, which may come in a later batch. What cannot be opened stays as it is: replay will say why."""
-        if not is_sealed(event.payload):
-            return event
-        try:
-            return replace(event, payload=self.opened(event.payload))
-        except PayloadError:
-            return event
 
     def closings(self, inputs: Sequence[Input], now_us: int) -> list[ActivityKey]:
         """Activities that this batch may give up on: their keys must be claimed before `handle` decides."""
@@ -430,9 +423,9 @@ class EngineCore:
         runs_so_far = [0 if entry is None else entry.state.run, 0 if row is None else row.run]
         return max(*runs_so_far, 0 if tombstone is None else tombstone.run) + 1
 
-    def _live(self, definition: WorkflowDef, instance_id: str, run: int) -> LiveInstance:
+    def _live(self, definition: WorkflowDef, instance_id: str, run: int, blobs: Blobs = NO_BLOBS) -> LiveInstance:
         live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
-        live.known = self.loaded.blobs
+        live.known = {**blobs, **self.loaded.blobs} if blobs else self.loaded.blobs
         live.waits.keys, live.waits.models = self.config.event_keys, self.config.event_models
         return live
 
@@ -467,6 +460,7 @@ class EngineCore:
         except (StepTooLong, PayloadError) as error:
             self._park(batch, entry, error, [event.seq])
         else:
+            entry.live.known = NO_BLOBS  # they belong to this batch
             self.answer(batch, entry, commands)
 
     def answer(self, batch: Batch, entry: Entry, commands: Sequence[Command]) -> None:
@@ -494,13 +488,13 @@ class EngineCore:
         if definition is None:
             return no_code(self._workflows, state.workflow, state.version)
         assert entry.history is not None
-        live = self._live(definition, state.instance_id, state.run)
+        live = self._live(definition, state.instance_id, state.run, entry.blobs)
         try:
             replay(live, entry.history)
         except (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong) as error:
             live.evict()
             return error
-        entry.live, entry.history = live, None
+        entry.live, entry.history, entry.blobs, live.known = live, None, NO_BLOBS, NO_BLOBS
         return None
 
     def _park(self, batch: Batch, entry: Entry, problem: BaseException, undelivered: list[int]) -> None:
@@ -536,7 +530,7 @@ class EngineCore:
         if definition is None:
             return
         assert entry.history is not None
-        live = self._live(definition, entry.state.instance_id, entry.state.run)
+        live = self._live(definition, entry.state.instance_id, entry.state.run, entry.blobs)
         try:
             kept = replay(live, entry.history)
             commands = deliver_late(live, kept, batch.now_us)
@@ -544,7 +538,7 @@ class EngineCore:
             live.evict()  # still the wrong code: it stays parked with what is recorded of it
             return
         batch.record(entry, h.WORKFLOW_RESUMED)
-        entry.live, entry.history = live, None
+        entry.live, entry.history, entry.blobs, live.known = live, None, NO_BLOBS, NO_BLOBS
         self.answer(batch, entry, commands)
 
     # -- the cache -----------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from romancy_stream.engine.matching import (
     first_match,
     wanted,
 )
-from romancy_stream.errors import PayloadError
+from romancy_stream.engine.sealing import is_sealed
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import MAX_DATA_BYTES, MAX_WRAPPED_BYTES
@@ -109,10 +109,9 @@ def _with(event: WireEvent, **marks: str) -> WireEvent:
 
 def _arrived(core: EngineCore, batch: Batch, received: Received, event: WireEvent) -> None:
     part = received.record.partition
-    try:
-        core.opened(event.data)
-    except PayloadError as error:  # before it stands in somebody's history
-        batch.dead_letter(received, "unreadable_data", str(error), event.source, event.id)
+    if is_sealed(event.data):  # before it stands in somebody's history
+        message = "the data of an event is matched with waits, and so cannot be encoded: begin it with another key"
+        batch.dead_letter(received, "unreadable_data", message, event.source, event.id)
         return
     if _starts(core, event):
         core.starts.command(batch, received, _with(event, **{w.X_ROUTE: START}))

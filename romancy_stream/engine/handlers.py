@@ -16,7 +16,7 @@ from romancy_stream.engine.definitions import HandlerDef, HandlerKind, WorkflowD
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import StepTooLong, WorkflowLoop
-from romancy_stream.errors import NonDeterminismError, PayloadTooLargeError, ReadOnlyError, UnknownHandlerError
+from romancy_stream.errors import NonDeterminismError, PayloadError, ReadOnlyError, UnknownHandlerError
 
 if TYPE_CHECKING:
     from romancy_stream.engine.instance import LiveInstance
@@ -225,8 +225,8 @@ class Handlers:
         if error is None:
             try:
                 self._end(h.UPDATE_COMPLETED, event, task.result())
-            except PayloadTooLargeError as too_large:
-                error = too_large
+            except PayloadError as unsendable:
+                error = unsendable
         if error is not None:
             self._end(h.UPDATE_FAILED, event, encode_error(error, retryable=False))
 

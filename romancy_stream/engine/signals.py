@@ -114,7 +114,7 @@ def again(core: EngineCore, batch: Batch, received: Received, event: WireEvent, 
     if known is not None:
         kind, payload = known
         if kind == h.UPDATE_COMPLETED:
-            payload = core.sealed(batch, payload, f"the result of update {event.id}")
+            payload = core.config.sealing.seal(payload, f"the result of update {event.id}", batch.commit.blobs)
         state = entry.state
         ended = HistoryEvent(state.instance_id, state.run, state.seq, batch.now_us, kind, ref, _attrs(event), payload)
         _answer(core, batch, event, answer_to(ended))
@@ -146,6 +146,7 @@ def _arguments(core: EngineCore, entry: Entry, kind: HandlerKind, event: WireEve
     name = event.extensions.get(w.X_NAME)
     if not name:
         raise _Missing(f"{event.type} needs the attribute {w.X_NAME}, the {kind} of the workflow")
+    data = core.opened(event.data)
     state = entry.state
     definition = definition_of(core.workflows, state.workflow, state.version)
     if definition is None:
@@ -153,7 +154,7 @@ def _arguments(core: EngineCore, entry: Entry, kind: HandlerKind, event: WireEve
     handler = handler_of(definition, kind, name)
     if handler is None:
         raise unknown_handler(definition, kind, name)
-    return handler, handler.decode(core.opened(event.data))
+    return handler, handler.decode(data)
 
 
 def _payload(core: EngineCore, batch: Batch, event: WireEvent) -> bytes | None:
