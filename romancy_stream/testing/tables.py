@@ -55,6 +55,9 @@ class Tables:
     def run_of(self, instance_id: str, run: int) -> list[HistoryEvent]:
         return [event for event in self.history.get(instance_id, ()) if event.run == run]
 
+    def _last_seq(self, instance_id: str, run: int) -> int:
+        return next((event.seq for event in reversed(self.history[instance_id]) if event.run == run), 0)
+
     # -- what the core asks for ----------------------------------------------------------------------------------
     def starts(self) -> list[PartitionStart]:
         """What a new owner of all partitions begins with."""
@@ -115,7 +118,7 @@ class Tables:
             assert new == list(range(self.positions[mark.part] + 1, mark.position + 1))
             self.positions[mark.part] = mark.position
         for event in commit.history:
-            assert event.seq == len(self.run_of(event.instance_id, event.run)) + 1
+            assert event.seq == self._last_seq(event.instance_id, event.run) + 1
             self.history[event.instance_id].append(event)
         self._apply_rows(commit)
         self._apply_entities(commit)

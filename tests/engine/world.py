@@ -1,41 +1,24 @@
-"""A world for the core without I/O: a database that is a few dicts, a broker that is a list, workers that answer at
-once. It applies commits as a store would and checks what every commit must keep. `restart()` is a crash: a new core
+"""A world for the core without I/O: the test kit's tables, a broker that is a list, workers that answer at once. The
+tables hold every commit to what commits must keep. `restart()` is a crash: a new core
 is made from what was committed, and what was sent but not yet taken in comes again."""
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from romancy_stream.engine import projection
-from romancy_stream.engine.commit import (
-    ActivityKey,
-    ActivityRow,
-    Commit,
-    DeadLetter,
-    EntityRow,
-    Heartbeat,
-    InstanceRow,
-    ItemRow,
-    MemberRow,
-    OutboxRow,
-    RecordedResult,
-    Rejection,
-    StoredEntity,
-    TimerRow,
-    Tombstone,
-)
+from romancy_stream.engine.commit import ActivityRow, Commit, OutboxRow, TimerRow
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.failure import encode_error
-from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Input, Loaded, PartitionStart, Received, Unpark
+from romancy_stream.engine.inputs import Input, Received, Unpark
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.testing.tables import Tables
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import decode, encode
 from romancy_stream.wire.event import WireEvent
@@ -48,7 +31,7 @@ START_US = 1_700_000_000_000_000
 Answer = Callable[[dict[str, str], list[Any]], Any]
 
 
-class World:
+class World(Tables):
     """`answers`: activity name -> function of (attributes, args) that returns a result or raises."""
 
     def __init__(
@@ -60,28 +43,12 @@ class World:
         policy: RetryPolicy | None = None,
         **config: Any,
     ) -> None:
+        super().__init__(partitions)
         self.workflows = {each.name: each for each in workflows}
         self.answers: Mapping[str, Answer] = answers or {}
         self.config = CoreConfig(NAMESPACE, partitions, policy or RetryPolicy(), cached, **config)
         self.now_us = START_US
-        self.history: dict[str, list[HistoryEvent]] = defaultdict(list)
-        self.instances: dict[str, InstanceRow] = {}
-        self.activities: dict[tuple[str, int, str], ActivityRow] = {}
-        self.timers: dict[tuple[str, int, str], TimerRow] = {}
-        self.rejections: dict[str, Rejection] = {}
-        self.results: dict[ActivityKey, RecordedResult] = {}
-        self.entities: dict[str, EntityRow] = {}
-        self.members: dict[tuple[str, str, str], MemberRow] = {}
-        self.items: dict[tuple[str, int], ItemRow] = {}
-        self.intake: dict[tuple[int, str], int] = {}
-        self.tombstones: dict[str, Tombstone] = {}
-        self.heartbeats: dict[ActivityKey, Heartbeat] = {}
-        self.dead_letters: list[DeadLetter] = []
-        self.outbox: list[OutboxRow] = []
         self.events: list[WireEvent] = []
-        self.watermarks: dict[tuple[int, int], int] = {}
-        self.positions = dict.fromkeys(range(partitions), 0)
-        self.commit_nos = dict.fromkeys(range(partitions), 0)
         self.pending: list[Record] = []
         self.attempts: list[tuple[str, int, int]] = []  # activity id, attempt, when
         self._offsets = itertools.count()
@@ -90,17 +57,8 @@ class World:
     # -- life ----------------------------------------------------------------------------------------------------
     def _new_core(self) -> EngineCore:
         core = EngineCore(self.config, self.workflows)
-        for part in range(self.config.partitions):
-            core.adopt(
-                PartitionStart(
-                    part,
-                    1,
-                    self.commit_nos[part],
-                    self.positions[part],
-                    {origin: position for (p, origin), position in self.watermarks.items() if p == part},
-                    tuple(timer for timer in self.timers.values() if timer.part == part),
-                )
-            )
+        for start in self.starts():
+            core.adopt(start)
         return core
 
     def restart(self, *workflows: Workflow[Any, Any]) -> None:
@@ -170,15 +128,8 @@ class World:
         records, self.pending = self.pending, []
         inputs = [*inputs, *(Received(record, decode(record)) for record in records)]
         inputs += self.core.timers.due(self.now_us, 1_000)
-        loaded = self._loaded(inputs)
-        self.core.load(loaded)
-        prefixes = {(i, run): self.run_of(i, run) for i, run in self.core.prefixes(inputs)}
-        heartbeats = {key: self.heartbeats[key] for key in self.core.beating(inputs) if key in self.heartbeats}
-        loaded = replace(loaded, histories={}, entities={}, prefixes=prefixes, heartbeats=heartbeats)
-        self.core.load(loaded)
-        closed = {}
-        for key in self.core.closings(inputs, self.now_us):
-            closed[key] = self.results.setdefault(key, RecordedResult(key, 0, "closed", None, None, self.now_us))
+        loaded = self.prefetch(self.core, inputs)
+        closed = self.close(self.core.closings(inputs, self.now_us), self.now_us)
         self.core.load(replace(loaded, closed=closed))
         commit = self.core.handle(inputs, self.now_us)
         self.apply(commit)
@@ -186,24 +137,6 @@ class World:
         for row in commit.outbox:
             self._deliver(row)
         return commit
-
-    def _loaded(self, inputs: Sequence[Input]) -> Loaded:
-        missing = self.core.missing(inputs)
-        known = {i: self.instances[i] for i in missing if i in self.instances}
-        return Loaded(
-            known,
-            {i: self.rejections[i] for i in missing if i in self.rejections},
-            {i: self.run_of(i, row.run) for i, row in known.items() if row.finished_us is None},
-            tombstones={i: self.tombstones[i] for i in missing if i in self.tombstones},
-            entities={name: self._entity(name) for name in self.core.missing_entities(inputs) if name in self.entities},
-            taken_in=frozenset(key for key in self.core.intake_keys(inputs) if key in self.intake),
-        )
-
-    def _entity(self, name: str) -> StoredEntity:
-        members = [row for (entity, *_), row in self.members.items() if entity == name]
-        return StoredEntity(
-            self.entities[name], members, [row for (entity, _), row in self.items.items() if entity == name]
-        )
 
     def _deliver(self, row: OutboxRow) -> None:
         headers = [(name, value.encode()) for name, value in row.headers]
@@ -230,83 +163,8 @@ class World:
         else:
             self.result(row, value)
 
-    # -- the database --------------------------------------------------------------------------------------------
-    def apply(self, commit: Commit) -> None:
-        for mark in commit.marks:
-            assert mark.commit_no == self.commit_nos[mark.part]
-            self.commit_nos[mark.part] += 1
-            new = [row.position for row in commit.outbox if row.part == mark.part]
-            assert new == list(range(self.positions[mark.part] + 1, mark.position + 1))
-            self.positions[mark.part] = mark.position
-        for event in commit.history:
-            assert event.seq == len(self.run_of(event.instance_id, event.run)) + 1
-            self.history[event.instance_id].append(event)
-        self._rows(commit)
-        self.outbox.extend(commit.outbox)
-        self.dead_letters.extend(commit.dead_letters)
-        self.rejections.update({each.instance_id: each for each in commit.rejections})
-        for instance_id in commit.rejections_gone:
-            del self.rejections[instance_id]
-        for part, origin, position in commit.watermarks:
-            self.watermarks[part, origin] = position
-        self._entities(commit)
-        for part, digest, at_us in commit.intake:
-            self.intake[part, digest] = at_us
-        for key in commit.closed:
-            self.results.setdefault(key, RecordedResult(key, 0, "closed", None, None, self.now_us))
-        for tombstone in commit.deleted:
-            self._delete(tombstone)
-
-    def _entities(self, commit: Commit) -> None:
-        names = [row.entity for row in commit.entities]
-        assert len({*names, *commit.entities_gone}) == len(names) + len(commit.entities_gone)
-        self.entities.update({row.entity: row for row in commit.entities})
-        for name in commit.entities_gone:
-            del self.entities[name]
-        member_keys = [(row.entity, row.instance_id, row.ref) for row in commit.members]
-        assert len({*member_keys, *commit.members_gone}) == len(member_keys) + len(commit.members_gone)
-        self.members.update(zip(member_keys, commit.members, strict=True))
-        for member in commit.members_gone:
-            del self.members[member]
-        item_keys = [(row.entity, row.seq) for row in commit.items]
-        assert len({*item_keys, *commit.items_gone}) == len(item_keys) + len(commit.items_gone)
-        self.items.update(zip(item_keys, commit.items, strict=True))
-        for item in commit.items_gone:
-            del self.items[item]
-        for key in (*self.members, *self.items):
-            assert key[0] in self.entities
-
-    def _delete(self, tombstone: Tombstone) -> None:
-        gone = tombstone.instance_id
-        self.tombstones[gone] = tombstone
-        self.instances.pop(gone, None)
-        self.history.pop(gone, None)
-        self.activities = {key: row for key, row in self.activities.items() if key[0] != gone}
-        self.timers = {key: row for key, row in self.timers.items() if key[0] != gone}
-        self.members = {key: row for key, row in self.members.items() if key[1] != gone}
-        self.results = {key: row for key, row in self.results.items() if key.instance_id != gone}
-
-    def _rows(self, commit: Commit) -> None:
-        ids = [row.instance_id for row in (*commit.instances, *commit.updates)]
-        assert len(ids) == len(set(ids))
-        for row in commit.instances:
-            before = self.instances.get(row.instance_id)
-            assert before is None or before.run < row.run
-            self.instances[row.instance_id] = row
-        for row in commit.updates:
-            assert row.instance_id in self.instances
-            self.instances[row.instance_id] = row
-        keys = [(a.instance_id, a.run, a.activity_id) for a in commit.activities]
-        assert len(keys) == len(set(keys))
-        self.activities.update(zip(keys, commit.activities, strict=True))
-        set_keys = [(t.instance_id, t.run, t.timer_id) for t in commit.timers]
-        assert len({*set_keys, *commit.timers_gone}) == len(set_keys) + len(commit.timers_gone)
-        self.timers.update(zip(set_keys, commit.timers, strict=True))
-        for key in commit.timers_gone:
-            del self.timers[key]
-
-    def run_of(self, instance_id: str, run: int) -> list[HistoryEvent]:
-        return [event for event in self.history[instance_id] if event.run == run]
+    def apply(self, commit: Commit, now_us: int | None = None) -> None:
+        super().apply(commit, self.now_us if now_us is None else now_us)
 
     # -- questions -----------------------------------------------------------------------------------------------
     def kinds(self, instance_id: str = "i") -> list[str]:

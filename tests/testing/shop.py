@@ -103,7 +103,7 @@ async def patient(ctx: WorkflowContext) -> str:
 async def elapsed(ctx: WorkflowContext) -> float:
     began = ctx.now()
     async with asyncio.timeout(3600):
-        await asyncio.sleep(1800)
+        await ctx.sleep(1800)
     return (ctx.now() - began).total_seconds()
 
 
