@@ -1,4 +1,4 @@
-"""Queues of activities: how much of a queue one worker process takes at a time. Values only."""
+"""How much at a time: of a queue of activities in one worker process, of a workflow anywhere. Values only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Final
 
 RATE_LIMIT_MOST: Final = 100_000
 """Starts that are remembered for a rate limit: a float each."""
+
+KEY_CHARS: Final = 255
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -41,6 +43,23 @@ class QueueOptions:
             not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
         ):
             raise ValueError(f"concurrency must be a whole number of at least 1, or None, not {concurrency!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """At most `limit` runs of a workflow at a time whose inputs have the same value in the field `key` ("customer_id",
+    "customer.id"; None: of all its runs). The others wait, in the order in which they were started; a run whose input
+    lacks the field does not."""
+
+    key: str | None = None
+    limit: int = 1
+
+    def __post_init__(self) -> None:
+        key, limit = self.key, self.limit
+        if key is not None and (not isinstance(key, str) or not 0 < len(key) <= KEY_CHARS or "" in key.split(".")):
+            raise ValueError(f"key must be a field of the input such as 'customer_id' or 'customer.id', not {key!r}")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
 
 
 UNLIMITED: Final = QueueOptions()

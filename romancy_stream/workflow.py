@@ -43,6 +43,7 @@ from romancy_stream.interaction import (
     resolve_all,
 )
 from romancy_stream.options import CHILD_OPTIONS, START_OPTIONS, OnConflict, ParentClose, Reuse, StartOptions
+from romancy_stream.queues import Concurrency
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,6 +125,7 @@ class Workflow(Generic[P, R]):
         event_handler: bool = False,
         version: str | None = None,
         default: bool = False,
+        concurrency: Concurrency | None = None,
     ) -> None:
         self.code = code
         self._class = code if isinstance(code, type) else None
@@ -135,6 +137,7 @@ class Workflow(Generic[P, R]):
         self.name = checked_name(code.__name__ if name is None else name)
         self.version = _checked_version(version)
         self.is_default = default
+        self.concurrency = concurrency
         what = f"workflow {self.name!r}"
         methods = int(self._class is not None)  # `self` stands first
         leading = list(signature(function).parameters.values())[methods : methods + 1]
@@ -257,6 +260,10 @@ class Workflow(Generic[P, R]):
         return await cast(Any, starter).start(self, *args, **kwargs)  # type: ignore[no-any-return]
 
     # -- for the engine ------------------------------------------------------------------------------------
+    @property
+    def slot(self) -> tuple[str | None, int] | None:
+        return None if self.concurrency is None else (self.concurrency.key, self.concurrency.limit)
+
     def resolve(self) -> None:
         """Raises ConfigurationError for a type hint that cannot be resolved or has no JSON form."""
         self.parameters.resolve()
@@ -344,6 +351,7 @@ class WorkflowDefiner(Protocol):
         event_handler: bool = False,
         version: str | None = None,
         default: bool = False,
+        concurrency: Concurrency | None = None,
     ) -> WorkflowDecorator: ...
 
 

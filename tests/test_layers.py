@@ -36,7 +36,7 @@ MAY_USE: dict[str, set[str]] = {
     "ids": set(),
     "contract": {"errors"},
     "wire": {"errors", "contract"},
-    "engine": {"errors", "retry", "queues", "wire"},
+    "engine": {"errors", "retry", "wire"},
     "events": {"engine", "wire"},
     "messaging": {"errors", "ids", "engine", "wire"},
     "options": {"engine"},
@@ -205,7 +205,7 @@ NAMES_ALLOWED = {
     "uuid": {"UUID"},
     "datetime": {"UTC", "date", "datetime", "time", "timedelta", "timezone"},
 }
-ON_THE_WORKFLOWS_LOOP = {"engine.instance", "engine.waits"}
+ON_THE_WORKFLOWS_LOOP = {"engine.instance", "engine.waits", "engine.turns"}
 """Parts of a live instance: their coroutines are workflow code, which waits for durable things."""
 WAITING = {"waits", "uses asyncio.timeout"}
 CLOCKS = re.compile(r"(^|\.)(now|utcnow|today|fromtimestamp|time_ns|monotonic|monotonic_ns|perf_counter)$")

@@ -141,6 +141,12 @@ class WorkflowDef(Protocol):
     @property
     def event_handler(self) -> bool: ...
     @property
+    def slot(self) -> tuple[str | None, int] | None:
+        """The field of the input that runs share which take turns (None: all of them), and how many are at work at a
+        time. None: they do not take turns."""
+        ...
+
+    @property
     def handlers(self) -> Mapping[str, HandlerDef]: ...
 
     def make(self, scope: Scope) -> Any:

@@ -18,7 +18,18 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from romancy_stream.engine import attempts, channels, correlation, offspring, operations, runs, saga, signals, telling
+from romancy_stream.engine import (
+    attempts,
+    channels,
+    correlation,
+    offspring,
+    operations,
+    runs,
+    saga,
+    signals,
+    slots,
+    telling,
+)
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.entity import Entity
@@ -43,6 +54,7 @@ _MODULES: Final[tuple[ModuleType, ...]] = (
     saga,
     runs,
     operations,
+    slots,
 )
 
 

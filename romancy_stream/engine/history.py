@@ -30,6 +30,7 @@ UPDATE_ACCEPTED: Final = "update.accepted"
 CHILD_COMPLETED: Final = "child.completed"
 CHILD_FAILED: Final = "child.failed"
 CHILD_CANCELLED: Final = "child.cancelled"
+SLOT_GRANTED: Final = "slot.granted"
 # -- commands --------------------------------------------------------------------------------------------------------
 WORKFLOW_COMPLETED: Final = "workflow.completed"
 WORKFLOW_FAILED: Final = "workflow.failed"
@@ -55,6 +56,7 @@ CHILD_STARTED: Final = "child.started"
 CHILD_CANCEL_REQUESTED: Final = "child.cancel_requested"
 COMPENSATION_REGISTERED: Final = "compensation.registered"
 PATCH_MARKED: Final = "patch.marked"
+SLOT_ASKED: Final = "slot.asked"
 # -- bookkeeping -----------------------------------------------------------------------------------------------------
 WORKFLOW_PARKED: Final = "workflow.parked"
 WORKFLOW_RESUMED: Final = "workflow.resumed"
@@ -86,6 +88,7 @@ INPUTS: Final = frozenset(
         CHILD_COMPLETED,
         CHILD_FAILED,
         CHILD_CANCELLED,
+        SLOT_GRANTED,
     }
 )
 COMMANDS: Final = frozenset(
@@ -114,6 +117,7 @@ COMMANDS: Final = frozenset(
         CHILD_CANCEL_REQUESTED,
         COMPENSATION_REGISTERED,
         PATCH_MARKED,
+        SLOT_ASKED,
     }
 )
 ENDS: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED, WORKFLOW_RECURRED})
@@ -136,6 +140,7 @@ class HistoryEvent:
     workflow.started         workflow, event_id, event_source, rules; correlation_id, traceparent, version, begin_us,
                              parent {id, run, ref, close} where given; of a run that follows another: recurred, and
                              what that left behind: mailbox, subscriptions, groups
+                             slot {entity, limit, of}: what the run needs before its code begins
     workflow.cancel_requested  reason, by (source of the command), event_id
     workflow.cancelled       payload {"reason", "by"}
     workflow.failed, .cancelled  compensation_failed: [activity ids], where there are any; by_engine where the code
@@ -179,6 +184,7 @@ class HistoryEvent:
     child.started            id, workflow, close "cancel" | "abandon"; derived where the engine made the id, begin_us;
                              payload: the input
     child.cancel_requested   id, reason
+    slot.asked               entity, limit, of (for people: the field and value that runs share)
     child.completed, .failed, .cancelled  payload: output, error, {"reason"}
     """
 

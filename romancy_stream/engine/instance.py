@@ -16,7 +16,7 @@ from uuid import UUID
 
 import orjson
 
-from romancy_stream.engine import children, handlers, subscriptions, waits
+from romancy_stream.engine import children, handlers, subscriptions, turns, waits
 from romancy_stream.engine import history as h
 from romancy_stream.engine.children import Children
 from romancy_stream.engine.definitions import ActivityCall, Publication, WorkflowDef, set_current_scope
@@ -28,6 +28,7 @@ from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
 from romancy_stream.engine.subscriptions import Subscriptions
+from romancy_stream.engine.turns import Turns
 from romancy_stream.engine.waits import Waits
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadTooLargeError, ReadOnlyError
 from romancy_stream.retry import RetryPolicy
@@ -114,6 +115,7 @@ class LiveInstance:
         self._subscriptions = Subscriptions(self)
         self._handlers = Handlers(self)
         self._children = Children(self)
+        self._turns = Turns(self)
 
     # -- Scope: what workflow code sees --------------------------------------------------------------------------
     @property
@@ -135,6 +137,10 @@ class LiveInstance:
     @property
     def children(self) -> Children:
         return self._children
+
+    @property
+    def turns(self) -> Turns:
+        return self._turns
 
     @property
     def random(self) -> Random:
@@ -334,9 +340,13 @@ class LiveInstance:
         self._subscriptions.restore(event.attrs)
         set_current_scope(self)
         coro = self._definition.invoke(self, arguments)
-        begin_us = event.attrs.get("begin_us", 0)
+        begin_us, slot = event.attrs.get("begin_us", 0), event.attrs.get("slot")
+        if slot is not None and "recurred" not in event.attrs:
+            coro = self._turns.in_turn(slot, coro)
         if begin_us > event.at_us:
             coro = self._later(begin_us, coro)
+        if slot is not None and "recurred" in event.attrs:  # at once: it has that of the run before
+            coro = self._turns.in_turn(slot, coro)
         self._main = self._loop.create_task(coro, name=self.instance_id, context=Context())
 
     async def _later(self, begin_us: int, coro: Coroutine[Any, Any, bytes]) -> bytes:
@@ -409,6 +419,7 @@ DELIVER: Final[dict[str, Callable[[LiveInstance, HistoryEvent], None]]] = {
     **subscriptions.DELIVER,
     **handlers.DELIVER,
     **children.DELIVER,
+    **turns.DELIVER,
 }
 """What an input does to a live instance, by kind."""
 

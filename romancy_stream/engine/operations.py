@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from romancy_stream.engine import channels, offspring, slots
 from romancy_stream.engine import history as h
-from romancy_stream.engine import channels, offspring
 from romancy_stream.engine.answers import Answer
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.commit import Tombstone
@@ -199,6 +199,7 @@ def _go_on(
         assert again is not None
         core.restart(batch, replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us), part)
         channels.rejoin(batch, batch.touched[instance_id])
+        _pass_on(batch, entry)
         return run
     new = core.renew(batch, copies, part)
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
@@ -207,7 +208,14 @@ def _go_on(
     else:
         core.deliver(batch, new, again.kind, again.ref, again.attrs, again.payload)
     channels.rejoin(batch, new)
+    slots.rejoin(batch, new)
+    _pass_on(batch, entry)
     return run
+
+
+def _pass_on(batch: Batch, before: Entry | None) -> None:
+    if before is not None:
+        slots.pass_on(batch, before.state)
 
 
 def _without(attrs: dict[str, Any], name: str) -> dict[str, Any]:
@@ -221,7 +229,7 @@ def _ask_again(batch: Batch, entry: Entry, copies: Events) -> None:
         opened = any(
             event.ref in open_
             for open_ in (state.activities, state.waits, state.receives, state.joining, state.children)
-        )
+        ) or (event.kind == h.SLOT_ASKED and not state.slot_granted)
         if opened and event.kind in _QUESTIONS and not _backing_off(entry, event):
             batch.tell[event.kind](batch, entry, event)
 
@@ -234,6 +242,7 @@ _QUESTIONS = frozenset(
         h.CHANNEL_SUBSCRIBED,
         h.GROUP_JOINING,
         h.CHILD_STARTED,
+        h.SLOT_ASKED,
     }
 )
 

@@ -23,9 +23,7 @@ def short_id(event_id: str) -> str:
     return event_id if len(event_id) <= MAX_ID_CHARS else hashlib.sha256(event_id.encode()).hexdigest()
 
 
-def task(
-    source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None
-) -> WireEvent:
+def task(source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None) -> WireEvent:
     """A request to run one attempt. `lapsed`: the worker process that ran it before."""
     instance_id, run, activity_id = state.instance_id, state.run, activity.activity_id
     extensions = {

@@ -81,7 +81,7 @@ class InstanceState:
     (timer id -> was it there before the batch?). `subscriptions`: channel -> mode, once the channel has agreed.
     `undo` stands in the order of completion: the last is undone first. `unheard`: activities that can be undone, and
     that a worker may have completed though nobody waits for them, with their `compensate`. `begun`: attrs of
-    `workflow.started`."""
+    `workflow.started`. `slot`: attrs of `slot.asked`, kept to the end."""
 
     instance_id: str
     run: int
@@ -115,6 +115,8 @@ class InstanceState:
     undo_failed: list[str] = field(default_factory=list)
     compensating: HistoryEvent | None = None
     begun: dict[str, Any] = field(default_factory=dict)
+    slot: dict[str, Any] | None = None
+    slot_granted: bool = False
     changed: dict[str, ActivityState] = field(default_factory=dict)
     timers_before: dict[str, bool] = field(default_factory=dict)
 
@@ -136,11 +138,13 @@ class InstanceState:
 
     @property
     def waiting_for(self) -> bytes | None:
-        if not (self.waits or self.receives or self.children) or self.finished is not None:
+        waits_its_turn = self.slot is not None and not self.slot_granted
+        if not (self.waits or self.receives or self.children or waits_its_turn) or self.finished is not None:
             return None
         texts = [f"event {attrs['type']}" for attrs in self.waits.values()]
         texts += [f"message {attrs['channel']}" for attrs in self.receives.values()]
         texts += [f"child {attrs['id']}" for attrs in self.children.values()]
+        texts += [f"slot {self.slot['of']}"] if self.slot is not None and waits_its_turn else []
         return orjson.dumps(texts[:WAITING_FOR_LIMIT])
 
     def row(self) -> InstanceRow:
@@ -480,6 +484,14 @@ def _give_up_joining(state: InstanceState, what: str, name: str) -> None:
         del state.joining[ref]
 
 
+def _slot_asked(state: InstanceState, event: HistoryEvent) -> None:
+    state.slot = event.attrs
+
+
+def _slot_granted(state: InstanceState, event: HistoryEvent) -> None:
+    state.slot_granted = True
+
+
 def _nothing(state: InstanceState, event: HistoryEvent) -> None:
     """A recorded step that no table shows."""
 
@@ -535,6 +547,8 @@ _APPLY = {
     h.CHILD_CANCELLED: _closes("children"),
     h.CHILD_CANCEL_REQUESTED: _nothing,
     h.PATCH_MARKED: _nothing,
+    h.SLOT_ASKED: _slot_asked,
+    h.SLOT_GRANTED: _slot_granted,
 }
 
 assert {COMPLETED, FAILED, CANCELLED} <= FINISHED

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from romancy_stream.engine import history as h
+from romancy_stream.engine import slots
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
@@ -42,12 +43,14 @@ def recurred(core: EngineCore, batch: Batch, entry: Entry, command: Command) -> 
     batch.record(entry, command.kind, None, command.attrs, command.payload)
     attrs = {"workflow": state.workflow, **begun_with(definition), "recurred": True, **command.attrs}
     attrs |= {name: state.begun[name] for name in INHERITED if name in state.begun}
+    attrs |= slots.begun(core, definition, live.following_input)
     if state.started_us == batch.now_us:
         attrs["begin_us"] = batch.now_us + RECUR_PAUSE_US
     started = HistoryEvent(
         state.instance_id, state.run + 1, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, command.payload
     )
     core.begin(batch, started, state.part, arguments)
+    slots.pass_on(batch, state)
 
 
 def too_long(core: EngineCore, batch: Batch, entry: Entry) -> None:

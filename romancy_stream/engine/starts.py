@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from romancy_stream.engine import answers, outgoing
+from romancy_stream.engine import answers, outgoing, slots
 from romancy_stream.engine import history as h
 from romancy_stream.engine.batch import Batch
 from romancy_stream.engine.commit import CANCELLED, COMPLETED, FAILED, FINISHED, InstanceRow, Rejection
@@ -186,12 +186,13 @@ class Starts:
         """The first run, or one more of an instance that has ended or is gone. InvalidInputError, PayloadError: it
         does not begin."""
         core = self._core
-        arguments = core.workflows[workflow].decode(core.opened(data))
+        definition, opened = core.workflows[workflow], core.opened(data)
+        arguments = definition.decode(opened)
         payload = None if data is None else core.sealed(batch, data, f"the input of {workflow}")
         batch.rejections.pop(instance_id, None)
         if instance_id in core.loaded.rejections:
             batch.accepted.add(instance_id)
-        attrs = {"workflow": workflow, **begun_with(core.workflows[workflow]), **given}
+        attrs = {"workflow": workflow, **begun_with(definition), **slots.begun(core, definition, opened), **given}
         run = core.next_run(batch, instance_id)
         started = HistoryEvent(instance_id, run, 1, batch.now_us, h.WORKFLOW_STARTED, None, attrs, payload)
         core.begin(batch, started, part, arguments)

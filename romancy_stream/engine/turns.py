@@ -1,0 +1,46 @@
+"""A part of a live instance: its turn. Code of a workflow whose runs take turns does not begin before the engine has
+granted it a slot; what asks for one and waits is recorded like everything that code asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from romancy_stream.engine import history as h
+from romancy_stream.engine.history import HistoryEvent
+
+if TYPE_CHECKING:
+    from romancy_stream.engine.instance import LiveInstance
+
+SLOT: Final = "slot"
+"""The ref of both events: a run has one."""
+
+
+class Turns:
+    def __init__(self, live: LiveInstance) -> None:
+        self._live = live
+        self._granted: asyncio.Future[None] | None = None
+
+    async def in_turn(self, slot: dict[str, Any], code: Coroutine[Any, Any, bytes]) -> bytes:
+        """`slot`: that of `workflow.started`."""
+        try:
+            self._granted = self._live.loop.create_future()
+            self._live.emit(h.SLOT_ASKED, SLOT, slot)
+            await self._granted
+        except BaseException:
+            code.close()  # it never began
+            raise
+        return await code
+
+    def granted(self) -> None:
+        if self._granted is not None and not self._granted.done():
+            self._granted.set_result(None)
+
+
+def _granted(live: LiveInstance, event: HistoryEvent) -> None:
+    live.turns.granted()
+
+
+DELIVER: Final[dict[str, Callable[[LiveInstance, HistoryEvent], None]]] = {h.SLOT_GRANTED: _granted}
