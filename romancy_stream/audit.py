@@ -207,13 +207,8 @@ async def _pages(store: SqlStore, ids: Sequence[str] | None) -> AsyncIterator[Hi
 
 async def _histories(store: SqlStore, ids: Sequence[str]) -> Histories:
     """All runs. Asks the log alone: the question which run is the current one must not depend on the projection."""
-    found: dict[str, Sequence[HistoryEvent]] = {}
-    for instance_id in ids:
-        current = list(await store.history(instance_id))
-        runs = range(1, current[0].run) if current else range(0)
-        earlier = [event for run in runs for event in await store.history(instance_id, run)]
-        found[instance_id] = earlier + current
-    return found
+    logs = await store.whole_histories(ids)
+    return {instance_id: logs.get(instance_id, ()) for instance_id in ids}
 
 
 async def _strays(store: SqlStore) -> AsyncIterator[Sequence[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -527,10 +527,9 @@ async def test_an_engine_that_takes_over_in_the_middle_is_fenced_again(sqlite_db
                 await self._rival()
                 yield page
 
-        async def history(self, instance_id: str, run: int | None = None) -> Any:
-            if instance_id == "e-0":
-                await self._rival()
-            return await super().history(instance_id, run)
+        async def whole_histories(self, ids: Sequence[str]) -> Any:
+            await self._rival()
+            return await super().whole_histories(ids)
 
     store = Contested(sqlite_db)
     await store.open()
