@@ -109,15 +109,16 @@ class TypeCodec:
         )
 
 
-def encode_data(value: Any, what: str = "data") -> bytes | None:
-    """JSON text of a value that only leaves, such as the data of an event: by its runtime type. None: no data."""
+def encode_data(value: Any, what: str = "data", limit_bytes: int = MAX_PAYLOAD_BYTES) -> bytes | None:
+    """JSON text of a value that only leaves, such as the data of an event: by its runtime type. None: no data.
+    `limit_bytes`: more for what is sealed before it leaves."""
     if value is None:
         return None
     raw = _dump_adapted(_outgoing(), value, what)
     if b"null" in raw and has_nan(value):
         raise PayloadError(f"{what}: NaN and Infinity are not JSON")
-    if len(raw) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLargeError(f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD_BYTES:,}")
+    if len(raw) > limit_bytes:
+        raise PayloadTooLargeError(f"{what}: {len(raw):,} bytes of JSON, the limit is {limit_bytes:,}")
     return checked(raw, what)
 
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import exc
@@ -27,6 +27,7 @@ from romancy_stream.errors import (
     ActivityError,
     ActivityTimeoutError,
     CommitUnknownError,
+    PayloadError,
     RetryLaterError,
     StoreUnavailableError,
 )
@@ -35,6 +36,7 @@ from romancy_stream.runtime.attempt_deadline import Deadline
 from romancy_stream.runtime.attempt_heartbeats import Heartbeats
 from romancy_stream.runtime.attempt_transaction import AttemptTransaction
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, check_result
 from romancy_stream.store.database import finished
@@ -58,6 +60,11 @@ ON_COMMIT_LIMIT_S: Final = 30.0
 """A callback that hangs must not keep the result from the workflow."""
 LOOK_PAUSE_S: Final = (0.1, 5.0)
 """First and longest pause before the database is asked again whether a commit happened."""
+VAULT_PATIENCE_S: Final = 30.0
+"""How long a result whose transaction is open waits for the store of payloads."""
+UNREADABLE_PAUSE_S: Final = 30.0
+"""Before another attempt at an activity whose arguments this worker cannot read. With the usual five attempts there are
+two minutes to give all workers a new key."""
 LEFTOVERS_LIMIT: Final = 1_000
 """Rows of a partition that are looked through for what another worker left to send."""
 
@@ -85,6 +92,7 @@ class Bench:
     sequence: Iterator[int]
     sent_rows: Container[tuple[str, int]]
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    sealer: Sealer = OPEN
 
 
 class Attempt:
@@ -103,6 +111,7 @@ class Attempt:
         self._transaction = AttemptTransaction(bench.store.db.engine)
         self._published: list[Publication] = []
         self._messages: list[Message] = []
+        self._blobs: dict[str, bytes] = {}  # of what it has published and returned, not yet kept
         self._on_commit: list[Callable[[], Awaitable[None] | None]] = []
         self._ended = False
         self._unwanted = False  # the engine has given it up: nobody wants to hear of it
@@ -131,6 +140,9 @@ class Attempt:
         if len(self._messages) >= EVENTS_LIMIT:
             raise ActivityContextError(f"an attempt may publish {EVENTS_LIMIT:,} events, not more")
         bench, number = self._bench, len(self._messages) + 1
+        if publication.channel is not None and publication.data is not None:
+            what = f"a message on channel {publication.channel!r}"
+            publication = replace(publication, data=bench.sealer.sealing.seal(publication.data, what, self._blobs))
         self._messages.append(bench.messages.published(self.task, number, publication, bench.clock.now_us()))
 
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
@@ -193,8 +205,7 @@ class Attempt:
         """Raises CancelledError when the worker is `leaving`, and nothing else that is not a bug."""
         self._started_ns = time.perf_counter_ns()
         try:
-            result = await self._call()
-            check_result(result, f"activity {self.task.name!r}, result")
+            result = await self._sealed(await self._call())
         except BaseException as error:
             self._ended = True
             await self._discard()
@@ -227,12 +238,13 @@ class Attempt:
         )
         ctx = ActivityContext(info, self)
         deadline = self._deadline = Deadline(task.timeout_s)
-        if activity.is_async:  # that of a plain function begins when it has a thread
-            deadline.begin()
-        if task.heartbeat_timeout_s is not None:
-            self._beating().beat(None)  # the engine waits for heartbeats from here on
         try:
-            result = await activity.run_attempt(ctx, task.args, executor=self._bench.threads)
+            args = await self._opened(task.args)
+            if activity.is_async:  # that of a plain function begins when it has a thread
+                deadline.begin()
+            if task.heartbeat_timeout_s is not None:
+                self._beating().beat(None)  # the engine waits for heartbeats from here on
+            result = await activity.run_attempt(ctx, args, executor=self._bench.threads)
         except BaseException as error:
             if deadline.expired and not self.leaving:
                 raise self._timed_out() from error
@@ -244,6 +256,41 @@ class Attempt:
         if self._unwanted:
             raise ActivityCancelledError(f"it took no notice of being cancelled ({task})")
         return result
+
+    # -- payloads that are sealed ----------------------------------------------------------------------------------
+    async def _opened(self, args: bytes) -> bytes:
+        try:
+            return await self._patiently(lambda: self._bench.sealer.open(args))
+        except PayloadError as error:
+            # Another worker may have the key, and this one have it soon: no time to lose attempts quickly.
+            raise RetryLaterError(UNREADABLE_PAUSE_S, f"the arguments cannot be read: {error}") from error
+
+    async def _sealed(self, result: bytes) -> bytes:
+        """What it refers to, and what messages of the attempt refer to, is kept when this returns."""
+        sealer, what = self._bench.sealer, f"activity {self.task.name!r}, result"
+        check_result(result, what)
+        sealed = sealer.sealing.seal(result, what, self._blobs)
+        if self._blobs:
+            # A transaction holds locks, and is done again without harm. What leaves no other trace is not done twice.
+            limit_s = VAULT_PATIENCE_S if self._transaction.is_open else None
+            await self._patiently(lambda: sealer.vault.put(self._blobs), limit_s)
+        return sealed
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]], limit_s: float | None = None) -> T:
+        """As long as the vault is away, or for `limit_s`: StoreUnavailableError."""
+        give_up_s = None if limit_s is None else self._loop.time() + limit_s
+        pause_s = LOOK_PAUSE_S[0]
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailableError as error:
+                if give_up_s is not None and self._loop.time() >= give_up_s:
+                    raise
+                log.warning("%s waits for the store of payloads: %s", self.task, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_PAUSE_S[1])
+            if self._unwanted:
+                raise ActivityCancelledError(f"the activity was cancelled ({self.task})")
 
     def _timed_out(self) -> ActivityTimeoutError:
         activity_id, timeout_s = self.task.key.activity_id, self.task.timeout_s

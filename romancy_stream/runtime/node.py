@@ -18,6 +18,7 @@ from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.forwarder import Forwarder
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.service import EngineService
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.store.migrate import require_migrated
@@ -52,6 +53,7 @@ class NodeConfig:
     event_ttl_s: float = EVENT_TTL_S
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
+    sealer: Sealer = OPEN
 
 
 class Node:
@@ -105,6 +107,7 @@ class Node:
                 concurrency=config.concurrency,
                 worker_id=config.worker_id,
                 limits=config.limits,
+                sealer=config.sealer,
             )
             await self.worker.start()
             self._watch(self.worker.run(), "worker")
@@ -119,6 +122,7 @@ class Node:
                 on_commit=self.hub.on_commit,
                 on_ownership=self.hub.on_ownership,
                 eager=self.worker.eager if self.worker is not None and config.eager else None,
+                vault=config.sealer.vault,
             )
             self._watch(self.engine.run(), "engine")
             if config.event_topics:
@@ -168,6 +172,7 @@ def core_config(config: NodeConfig, registry: Registry) -> CoreConfig:
         event_models={name: event.model for name, event in events.items() if event.model is not None},
         event_ttl_s=config.event_ttl_s,
         channel_retention_s=config.channel_retention_s,
+        sealing=config.sealer.sealing,
     )
 
 

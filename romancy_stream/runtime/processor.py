@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
+INPUTS_WITH_BLOBS: Final = 200
+"""Where each of them may bring a payload that is kept elsewhere: all of those are in memory at once."""
 STORE_PATIENCE_S: Final = 5.0
 """How long a batch waits for the database before the owner gives its partitions up."""
 CALL_LIMIT_S: Final = 25.0
@@ -110,6 +112,7 @@ class Processor:
         self._results: list[Received] = []  # of the local worker, not yet committed
         self._results_topic = Topics(core.config.namespace).results
         self._vault = vault
+        self._inputs_per_commit = INPUTS_PER_COMMIT if vault is NO_VAULT else INPUTS_WITH_BLOBS
         self.source: BatchSource | None = None
         self._store = store
         self._relay = relay
@@ -162,9 +165,9 @@ class Processor:
         async with self._lock:
             results = self._owned_results()
             inputs += results
-            for first in range(0, len(inputs), INPUTS_PER_COMMIT):
+            for first in range(0, len(inputs), self._inputs_per_commit):
                 await self._relay.has_room()
-                await self._run(inputs[first : first + INPUTS_PER_COMMIT])
+                await self._run(inputs[first : first + self._inputs_per_commit])
             self._done(results)
 
     async def on_revoked(self, partitions: set[TP]) -> None:
@@ -352,11 +355,13 @@ class Processor:
         if beating := self.core.beating(inputs):
             more["heartbeats"] = await self._ask(lambda: self._store.heartbeats(beating))
         if more:
-            loaded = replace(loaded, histories={}, entities={}, **more)
+            blobs = await self._blobs(self.core.blobs((), more.get("prefixes", {}).values()))
+            loaded = replace(loaded, histories={}, entities={}, blobs={**loaded.blobs, **blobs}, **more)
             self.core.load(loaded)
         if closings := self.core.closings(inputs, now_us):
             closed = await self._ask(lambda: self._store.close_activities(closings, now_us))
-            self.core.load(replace(loaded, histories={}, entities={}, closed=closed))
+            blobs = {**loaded.blobs, **await self._blobs(self.core.blobs((), results=closed.values()))}
+            self.core.load(replace(loaded, histories={}, entities={}, closed=closed, blobs=blobs))
 
     async def _load(self, inputs: Sequence[Input]) -> Loaded:
         found: dict[str, Any] = {}
@@ -370,13 +375,15 @@ class Processor:
                 "tombstones": known.tombstones,
                 "histories": {i: list(events) for i, events in histories.items()},
             }
-        if blobs := self.core.blobs(inputs, found.get("histories", {}).values()):
-            found["blobs"] = await self._ask(lambda: self._vault.get(blobs))
+        found["blobs"] = await self._blobs(self.core.blobs(inputs, found.get("histories", {}).values()))
         if names := self.core.missing_entities(inputs):
             found["entities"] = await self._ask(lambda: self._store.entities(names))
         if keys := self.core.intake_keys(inputs):
             found["taken_in"] = frozenset(await self._ask(lambda: self._store.taken_in(keys)))
         return Loaded(**found)
+
+    async def _blobs(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        return await self._ask(lambda: self._vault.get(names), "the store of payloads") if names else {}
 
     def _published(self, commit: Commit) -> None:
         if commit.eager and self._local is not None:
@@ -392,7 +399,7 @@ class Processor:
         if not commit.marks:
             return
         if commit.blobs:
-            await self._ask(lambda: self._vault.put(commit.blobs))
+            await self._ask(lambda: self._vault.put(commit.blobs), "the store of payloads")
 
         async def attempt() -> None:
             try:
@@ -417,11 +424,11 @@ class Processor:
             await asyncio.wait({self._given_up}, timeout=pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The database, patiently."""
-        return await self._patiently(lambda: self._answer(call()))
+    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]], whom: str = "the database") -> T:
+        """Patiently."""
+        return await self._patiently(lambda: self._answer(call(), whom))
 
-    async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _answer(self, work: Coroutine[Any, Any, T], whom: str = "the database") -> T:
         """Of one call to the database. It is never cut off, which would leave its outcome open: one that hangs is left
         behind, and whatever it still does is fenced by the takeover that must follow."""
         call = asyncio.ensure_future(work)
@@ -429,7 +436,7 @@ class Processor:
         either: set[asyncio.Future[Any]] = {call, self._given_up}
         await asyncio.wait(either, timeout=CALL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
-            raise StoreUnavailableError("the database does not answer")
+            raise StoreUnavailableError(f"{whom} does not answer")
         return call.result()
 
     async def _was_committed(self, commit: Commit) -> bool:

@@ -21,6 +21,7 @@ from romancy_stream.runtime.lapses import Lapses
 from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
+from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.runtime.worker_eager import Eager
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
@@ -51,12 +52,14 @@ class EngineService:
         on_ownership: Callable[[], None],
         dedup_window_s: float = DEDUP_WINDOW_S,
         eager: Eager | None = None,
+        vault: Vault = NO_VAULT,
     ) -> None:
         self.core = EngineCore(config, workflows)
         self.topics = Topics(config.namespace)
         self.incarnation = f"{worker_id}/{uuid.uuid4().hex}"
         self._broker = broker
         self._store = store
+        self._vault = vault
         self._on_commit = on_commit
         self._eager = eager
         self._on_ownership = on_ownership
@@ -107,6 +110,7 @@ class EngineService:
             self.incarnation,
             self._committed,
             lambda owned: self._set_owned(owned),
+            self._vault,
             local=self._eager,
         )
         if self._eager is not None:

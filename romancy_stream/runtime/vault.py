@@ -9,9 +9,13 @@ from typing import Final, Protocol
 
 
 class Vault(Protocol):
-    """StoreUnavailableError when it cannot be reached; then it is asked again."""
+    """StoreUnavailableError whenever it does not do what it is asked; then it is asked again. Belongs to no event
+    loop."""
 
-    async def put(self, blobs: Mapping[str, bytes]) -> None: ...
+    async def put(self, blobs: Mapping[str, bytes]) -> None:
+        """Returns when they outlive a crash of the machine, as far as the place where they are kept can say."""
+        ...
+
     async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those that are there."""
         ...

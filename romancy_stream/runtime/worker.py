@@ -32,6 +32,7 @@ from romancy_stream.queues import UNLIMITED, QueueOptions
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_eager import Eager
 from romancy_stream.runtime.worker_lookup import look_up
@@ -111,6 +112,7 @@ class ActivityWorker:
         threads: int = THREADS,
         limits: Mapping[str, QueueOptions] | None = None,
         times: Times | None = None,
+        sealer: Sealer = OPEN,
     ) -> None:
         for name, value in (("concurrency", concurrency), ("threads", threads), ("queues", len(queues))):
             if value < 1:
@@ -132,6 +134,7 @@ class ActivityWorker:
             itertools.count(1),
             self._sender.sent_rows,
             self._spawn_leftover,
+            sealer,
         )
         topics, limits = self._messages.topics, limits or {}
         self._queues = [

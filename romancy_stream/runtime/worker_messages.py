@@ -12,6 +12,7 @@ from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.messages import channel_entity
 from romancy_stream.engine.outgoing import short_id
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
@@ -256,8 +257,8 @@ class Messages:
 
 
 def check_result(result: bytes, what: str) -> None:
-    """The engine must be able to read it. Raises PayloadTooLargeError or PayloadError."""
-    checked = to_json(result, None, m.MAX_DATA_BYTES)
+    """The engine must be able to read it, once it is sealed. Raises PayloadTooLargeError or PayloadError."""
+    checked = to_json(result, None, MAX_ENCODED_BYTES)
     if isinstance(checked, Malformed):
         error = PayloadTooLargeError if checked.reason == m.TOO_LARGE else PayloadError
         raise error(f"{what}: {checked.message}")
