@@ -30,7 +30,7 @@ from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
 from romancy_stream.engine.subscriptions import Subscriptions
 from romancy_stream.engine.turns import Turns
 from romancy_stream.engine.waits import Waits
-from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadTooLargeError, ReadOnlyError
+from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadError, ReadOnlyError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire.value import value
 
@@ -165,7 +165,7 @@ class LiveInstance:
             attrs["deadline_us"] = min(self._loop.now_us + round(call.total_timeout_s * 1_000_000), LATEST_US)
         if call.undo is not None:
             what = f"{self.workflow_name}: compensation of {activity_id}"
-            args = self._sealing.seal(call.undo.call.args, what, self.blobs).decode()
+            args = self.sealed(call.undo.call.args, what).decode()
             undo = {**self._attrs(call.undo.call), "wants_result": call.undo.wants_result}
             attrs["compensate"] = {"args": args, "attrs": undo}
         self._waiting[activity_id] = future
@@ -218,11 +218,11 @@ class LiveInstance:
     def emit(
         self, kind: str, ref: str | None = None, attrs: dict[str, Any] | None = None, payload: bytes | None = None
     ) -> None:
-        """A command. Raises PayloadTooLargeError, ReadOnlyError."""
+        """A command. Raises PayloadError, PayloadTooLargeError, ReadOnlyError."""
         if self._loop.read_only:
             raise ReadOnlyError(f"{kind} {ref or ''}: queries, validators and conditions may only look at a workflow")
         if payload is not None and kind in SEALED:
-            payload = self._sealing.seal(payload, f"{self.workflow_name}: {kind} {ref or ''}", self.blobs)
+            payload = self.sealed(payload, f"{self.workflow_name}: {kind} {ref or ''}")
         self._commands.append(Command(kind, ref, attrs or {}, payload))
         if ref is not None:
             self._fresh.add((kind, ref))
@@ -242,8 +242,9 @@ class LiveInstance:
         return number
 
     def sealed(self, payload: bytes, what: str) -> bytes:
-        """For what is recorded elsewhere than as a payload. PayloadTooLargeError."""
-        return self._sealing.seal(payload, what, self.blobs)
+        """What to record of a value. On replay for the errors alone: what belongs to it was kept when it happened.
+        PayloadError, PayloadTooLargeError."""
+        return self._sealing.seal(payload, what, {} if self.replaying else self.blobs)
 
     def opened(self, payload: bytes) -> bytes:
         """PayloadError."""
@@ -320,7 +321,7 @@ class LiveInstance:
     def _end(self, command: Command) -> None:
         try:
             self.emit(command.kind, command.ref, command.attrs, command.payload)
-        except PayloadTooLargeError as error:
+        except PayloadError as error:
             self.emit(h.WORKFLOW_FAILED, payload=encode_error(error, retryable=False))
 
     def evict(self) -> None:
