@@ -145,10 +145,18 @@ class App(BaseClient):
         workflow.bind(self)
         return self.registry.add_workflow(workflow)
 
-    def queue(self, name: str, *, concurrency: int | None = None, rate_limit: RateLimit | None = None) -> str:
+    def queue(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        rate_limit: RateLimit | None = None,
+        global_rate: RateLimit | None = None,
+    ) -> str:
         """Declares a queue of activities; returns its name, for `queue=`. `concurrency`: attempts of it at a time, in
-        each worker process; `rate_limit`: starts of them, likewise. ValueError."""
-        self._queues[checked_queue(name)] = QueueOptions(concurrency, rate_limit)
+        each worker process; `rate_limit`: starts of them, likewise; `global_rate`: starts of them in all processes
+        together, evenly spread. ValueError."""
+        self._queues[checked_queue(name)] = QueueOptions(concurrency, rate_limit, global_rate)
         return name
 
     @overload

@@ -29,13 +29,20 @@ class RateLimit:
         object.__setattr__(self, "limit", limit)
         object.__setattr__(self, "per", float(per_s))
 
+    @property
+    def every_us(self) -> int:
+        """From one start to the next, where they are evenly spread."""
+        return max(1, math.ceil(self.per / self.limit * 1_000_000))
+
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """Of one queue, in each worker process. None: no limit but that of the process."""
+    """Of one queue. `concurrency` and `rate_limit`: in each worker process; `global_rate`: in all of them together.
+    None: no limit but that of the process."""
 
     concurrency: int | None = None
     rate_limit: RateLimit | None = None
+    global_rate: RateLimit | None = None
 
     def __post_init__(self) -> None:
         concurrency = self.concurrency

@@ -69,6 +69,7 @@ class Batch:
     let_go: Callable[[Batch, Entry, HistoryEvent], None]
     large_at: int = HISTORY_WARNING
     eager: EagerRoom | None = None
+    rates: Mapping[str, int] = field(default_factory=dict)  # queue -> microseconds between two attempts
     grown: int = 0  # runs that reached `large_at`
     commit: Commit = field(default_factory=Commit)
     touched: dict[str, Entry] = field(default_factory=dict)
@@ -167,12 +168,21 @@ class Batch:
     def placed(self, queue: str, attrs: dict[str, Any]) -> dict[str, Any]:
         """What is recorded of an attempt that is due: that it stays in this process, where there is room for it. A
         successor then knows that no broker has it."""
-        if self.eager is None or not self.eager.take(queue):
+        if self.eager is None or queue in self.rates or not self.eager.take(queue):
             return attrs
         return {**attrs, "eager": self.eager.incarnation}
 
-    def request(self, state: InstanceState, activity: ActivityState, lapsed: str | None = None) -> None:
-        """Asks a worker for the attempt that is due; after the worker process `lapsed`, another one."""
+    def request(
+        self, state: InstanceState, activity: ActivityState, lapsed: str | None = None, *, granted: bool = False
+    ) -> None:
+        """Asks a worker for the attempt that is due; after the worker process `lapsed`, another one. Where the queue
+        has a rate, asks for its time first, unless that was `granted`."""
+        every_us = self.rates.get(activity.queue)
+        if every_us is not None and lapsed is None and not granted:
+            meta = {"attempt": activity.attempt, "every_us": every_us}
+            mail = Mail("ask", f"rate:{activity.queue}", state.instance_id, state.run, activity.activity_id, meta)
+            self.to_entity(state.part, mail)
+            return
         message = outgoing.task(self.source, state, activity, self.time, lapsed)
         if activity.eager is not None and lapsed is None:
             self.commit.eager.append(EagerTask(state.part, activity.queue, *encode_text(message)))

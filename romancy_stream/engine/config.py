@@ -23,7 +23,7 @@ HISTORY_LIMIT: Final = 50_000
 class CoreConfig:
     """`event_keys`: event type -> the field of its data by which it finds who waits for it; `event_models`: event type
     -> the type of its data. `event_ttl_s`: how long an event is kept that nobody waits for yet, 0: not at all.
-    `channel_retention_s`: a message that nobody takes."""
+    `channel_retention_s`: a message that nobody takes. `queue_rates`: microseconds between two attempts of a queue."""
 
     namespace: str
     partitions: int
@@ -36,3 +36,4 @@ class CoreConfig:
     history_warning: int = HISTORY_WARNING
     history_limit: int = HISTORY_LIMIT
     sealing: Sealing = PLAIN
+    queue_rates: Mapping[str, int] = field(default_factory=dict)

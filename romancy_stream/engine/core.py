@@ -242,6 +242,7 @@ class EngineCore:
             features.TELL,
             features.let_go,
             config.history_warning,
+            rates=config.queue_rates,
         )
 
     def _input(self, batch: Batch, each: Input) -> None:

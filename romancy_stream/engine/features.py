@@ -24,6 +24,7 @@ from romancy_stream.engine import (
     correlation,
     offspring,
     operations,
+    rates,
     runs,
     saga,
     signals,
@@ -55,6 +56,7 @@ _MODULES: Final[tuple[ModuleType, ...]] = (
     runs,
     operations,
     slots,
+    rates,
 )
 
 

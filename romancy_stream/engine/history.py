@@ -65,6 +65,8 @@ WORKFLOW_RESET: Final = "workflow.reset"
 ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
 ACTIVITY_RETRIED: Final = "activity.retried"
 ACTIVITY_HEARD: Final = "activity.heard"
+ACTIVITY_DEFERRED: Final = "activity.deferred"
+ACTIVITY_RELEASED: Final = "activity.released"
 COMPENSATION_FOUND: Final = "compensation.found"
 COMPENSATION_SCHEDULED: Final = "compensation.scheduled"
 COMPENSATION_COMPLETED: Final = "compensation.completed"
@@ -156,6 +158,7 @@ class HistoryEvent:
     activity.attempt_failed  attempt, next_at_us, duration_us
     activity.retried         attempt; eager as above
     activity.heard           due_us: when the next heartbeat is missed
+    activity.deferred        due_us: when the attempt may begin, by the rate of its queue; then activity.released
     activity.completed       attempt, duration_us, worker
     activity.failed          attempt, reason: "terminal" | "exhausted" | "timeout"
     compensation.registered  as activity.scheduled, and wants_result; payload: the arguments

@@ -35,6 +35,7 @@ USER_TIMER = "timer:"
 RETRY_TIMER = "retry:"
 DEADLINE_TIMER = "deadline:"
 HEARTBEAT_TIMER = "heartbeat:"
+TURN_TIMER = "turn:"
 CLAIMS_TIMER = "claims:"
 """Due at once: what is to be undone must first be known, see `unheard`."""
 UNDO = "undo:"
@@ -213,7 +214,7 @@ class InstanceState:
         if status == FAILED:
             activity.error = event.payload
         self.changed[event.ref] = activity
-        for prefix in (RETRY_TIMER, DEADLINE_TIMER, HEARTBEAT_TIMER):
+        for prefix in (RETRY_TIMER, DEADLINE_TIMER, HEARTBEAT_TIMER, TURN_TIMER):
             self.drop_timer(prefix + event.ref)
 
     def end(self, event: HistoryEvent, status: str) -> None:
@@ -341,6 +342,16 @@ def _retried(state: InstanceState, event: HistoryEvent) -> None:
 def _heard(state: InstanceState, event: HistoryEvent) -> None:
     assert event.ref is not None
     state.set_timer(HEARTBEAT_TIMER + event.ref, event.attrs["due_us"])
+
+
+def _deferred(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    state.set_timer(TURN_TIMER + event.ref, event.attrs["due_us"])
+
+
+def _released(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    state.drop_timer(TURN_TIMER + event.ref)
 
 
 def _timer_started(state: InstanceState, event: HistoryEvent) -> None:
@@ -510,6 +521,8 @@ _APPLY = {
     h.ACTIVITY_ATTEMPT_FAILED: _attempt_failed,
     h.ACTIVITY_RETRIED: _retried,
     h.ACTIVITY_HEARD: _heard,
+    h.ACTIVITY_DEFERRED: _deferred,
+    h.ACTIVITY_RELEASED: _released,
     h.ACTIVITY_COMPLETED: _activity_completed,
     h.ACTIVITY_FAILED: lambda state, event: state.end_activity(event, FAILED),
     h.ACTIVITY_CANCELLED: _activity_cancelled,

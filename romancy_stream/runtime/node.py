@@ -172,6 +172,7 @@ def core_config(config: NodeConfig, registry: Registry) -> CoreConfig:
         event_models={name: event.model for name, event in events.items() if event.model is not None},
         event_ttl_s=config.event_ttl_s,
         channel_retention_s=config.channel_retention_s,
+        queue_rates={name: each.global_rate.every_us for name, each in config.limits.items() if each.global_rate},
         sealing=config.sealer.sealing,
     )
 
