@@ -62,6 +62,7 @@ WORKFLOW_PARKED: Final = "workflow.parked"
 WORKFLOW_RESUMED: Final = "workflow.resumed"
 WORKFLOW_COMPENSATING: Final = "workflow.compensating"
 WORKFLOW_RESET: Final = "workflow.reset"
+WORKFLOW_ADOPTED: Final = "workflow.adopted"
 ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
 ACTIVITY_RETRIED: Final = "activity.retried"
 ACTIVITY_HEARD: Final = "activity.heard"
@@ -141,7 +142,9 @@ class HistoryEvent:
 
     workflow.started         workflow, event_id, event_source, rules; correlation_id, traceparent, version, begin_us,
                              parent {id, run, ref, close} where given; of a run that follows another: recurred, and
-                             what that left behind: mailbox, subscriptions, groups
+                             what that left behind: mailbox, subscriptions, groups; of a run that an operator has
+                             begun: follows {command, by, event_id, run, copied: how many events, since: the first
+                             run of those that followed one another so}
                              slot {entity, limit, of}: what the run needs before its code begins
     workflow.cancel_requested  reason, by (source of the command), event_id
     workflow.cancelled       payload {"reason", "by"}
@@ -149,6 +152,7 @@ class HistoryEvent:
                              had no part in it
     workflow.recurred        payload: the new input; mailbox, subscriptions, groups
     workflow.reset           by, event_id (of the command): another run takes over
+    workflow.adopted         parent {id, run, ref, close}: a later run of the parent waits for it
     workflow.compensating    outcome "failed" | "cancelled"; payload as that of the end
     workflow.parked          code, message, undelivered, and expected/actual for a divergence
     activity.scheduled       name, queue; policy (RetryPolicy.to_json), timeout_s, total_timeout_s,

@@ -12,9 +12,11 @@ from romancy_stream.engine import history as h
 from romancy_stream.engine import saga
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.children import derived_child_id
+from romancy_stream.engine.commit import COMPLETED
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.mail import Mail
+from romancy_stream.engine.outgoing import child_event_id
 from romancy_stream.errors import (
     InstanceExistsError,
     InvalidInputError,
@@ -26,6 +28,9 @@ from romancy_stream.errors import (
 
 if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
+
+RUNS_LOOKED_BACK: Final = 100
+"""Of a parent that was reset again and again: for a child that an earlier run has started under an id of its own."""
 
 START: Final = "child.start"
 ENDED: Final = "child.ended"
@@ -46,6 +51,9 @@ def _started(batch: Batch, entry: Entry, event: HistoryEvent) -> None:
     if "begin_us" in attrs:
         meta["begin_us"] = attrs["begin_us"]
     meta |= {name: state.begun[name] for name in _HANDED_DOWN if name in state.begun}
+    follows = state.begun.get("follows")
+    if follows is not None:
+        meta |= {"since": follows["since"], "again": event.seq <= follows["copied"]}
     batch.to_instance(state.part, Mail(START, attrs["id"], state.instance_id, 0, event.ref, meta, event.payload))
 
 
@@ -82,8 +90,14 @@ def _begin(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> N
     workflow = mail.meta["workflow"]
     parent = {"id": mail.instance_id, "run": mail.meta["run"], "ref": mail.ref, "close": mail.meta["close"]}
     attrs: dict[str, Any] = {name: mail.meta[name] for name in ("begin_us", *_HANDED_DOWN) if name in mail.meta}
+    ours = _is_ours_already(core, batch, mail)
+    if ours and entry is not None and entry.state.finished is None:
+        batch.record(entry, h.WORKFLOW_ADOPTED, None, {"parent": parent})
+        return
+    if ours and mail.meta["again"] and _completed_before(core, batch, entry, mail):
+        return
     try:
-        if core.exists(mail.to) is not None:
+        if not ours and core.exists(mail.to) is not None:
             raise InstanceExistsError(f"instance {mail.to} exists")
         if workflow not in core.workflows:
             raise UnknownWorkflowError(core.starts.nobody_has(workflow))
@@ -91,6 +105,27 @@ def _begin(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> N
     except (InstanceExistsError, UnknownWorkflowError, InvalidInputError, PayloadError) as error:
         core.stats["child_rejected"] += 1
         rejected(core, batch, mail, error)
+
+
+def _is_ours_already(core: EngineCore, batch: Batch, mail: Mail) -> bool:
+    """A child under an id of its own, whose parent was reset or retried: the same step of a run before has started
+    it."""
+    known = core.exists(mail.to)
+    if known is None or known[0] != batch.source or "since" not in mail.meta:
+        return False
+    runs = range(max(mail.meta["since"], mail.meta["run"] - RUNS_LOOKED_BACK), mail.meta["run"])
+    return any(known[1] == child_event_id(mail.instance_id, run, mail.ref) for run in runs)
+
+
+def _completed_before(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> bool:
+    """Its parent waited for it, and it has been put right since: its result counts."""
+    row = core.loaded.instances.get(mail.to) if entry is None else entry.state.row()
+    if row is None or row.status != COMPLETED:
+        return False
+    run, meta = mail.meta["run"], {"kind": h.CHILD_COMPLETED}
+    told = Mail(ENDED, mail.instance_id, mail.to, run, mail.ref, meta, row.output)
+    batch.to_instance(core.part_of(mail.to), told)
+    return True
 
 
 def rejected(core: EngineCore, batch: Batch, mail: Mail, error: RomancyError) -> None:

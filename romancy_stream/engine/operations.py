@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
 
 Events = Sequence[HistoryEvent]
-_GIVEN_UP = frozenset({h.ACTIVITY_FAILED})
+_GIVEN_UP = frozenset({h.ACTIVITY_FAILED, h.CHILD_FAILED, h.CHILD_CANCELLED})
 _ATTEMPTS = frozenset(
     {h.ACTIVITY_ATTEMPT_FAILED, h.ACTIVITY_RETRIED, h.ACTIVITY_HEARD, h.ACTIVITY_DEFERRED, h.ACTIVITY_RELEASED}
 )
@@ -67,12 +67,13 @@ def _reset(core: EngineCore, batch: Batch, received: Received, command: WireEven
     with Answer(batch, received, command) as answer:
         events = _history(core, batch, command)
         prefix, again = reset_point(events, _point(command, events))
-        answer.details["run"] = _go_on(core, batch, received, entry, prefix, again, command)
+        answer.details["run"] = run = _go_on(core, batch, received, entry, prefix, again, command)
+        _signalled_again(core, batch, command.subject or "", run, [event for event in events if event.seq > again.seq])
 
 
 def _retry(core: EngineCore, batch: Batch, received: Received, command: WireEvent, entry: Entry | None) -> None:
     with Answer(batch, received, command) as answer:
-        if entry is not None:
+        if entry is not None and entry.state.finished is None:
             raise NotRetryableError(f"instance {command.subject} has not failed: it is {entry.state.status}")
         events = _history(core, batch, command)
         prefix, again = retry_point(events)
@@ -93,7 +94,8 @@ def _delete(core: EngineCore, batch: Batch, received: Received, command: WireEve
     with Answer(batch, received, command):
         assert command.subject is not None
         if entry is not None:
-            raise NotDeletableError(f"instance {command.subject} is {entry.state.status}: cancel it first")
+            what = "has only just ended: try again" if entry.state.finished else f"is {entry.state.status}: cancel it first"
+            raise NotDeletableError(f"instance {command.subject} {what}")
         if not _deleted(core, batch, command.subject):
             raise InstanceNotFoundError(f"no instance {command.subject!r}")
 
@@ -117,8 +119,9 @@ def _deleted(core: EngineCore, batch: Batch, instance_id: str) -> bool:
 
 
 # -- where to begin again --------------------------------------------------------------------------------------------
-def reset_point(events: Events, seq: int) -> tuple[list[HistoryEvent], HistoryEvent | None]:
-    """What stays as it is, and the last input at or before event `seq`, which the code gets again."""
+def reset_point(events: Events, seq: int) -> tuple[list[HistoryEvent], HistoryEvent]:
+    """What stays as it is, and the last input at or before event `seq`, which the code gets again.
+    InvalidResetPointError: something behind which the code would go on has been undone since."""
     inputs = [event for event in events if event.kind in h.INPUTS and event.seq <= seq]
     parked = next((event for event in events if event.kind == h.WORKFLOW_PARKED and not _resumed(events, event)), None)
     if parked is not None:
@@ -126,7 +129,23 @@ def reset_point(events: Events, seq: int) -> tuple[list[HistoryEvent], HistoryEv
     over = next((event.seq for event in events if event.kind in _OVER), None)
     inputs = [event for event in inputs if over is None or event.seq < over]
     last = inputs[-1]
+    _refuse_what_is_undone(events, last)
     return _prefix(events, last.seq), last
+
+
+def _refuse_what_is_undone(events: Events, last: HistoryEvent) -> None:
+    """Code that goes on behind a step believes that the step is done."""
+    undone = {event.ref for event in events if event.kind == h.COMPENSATION_SCHEDULED}
+    believed = [event for event in events if event.seq <= last.seq and event.ref in undone and event.kind in _DONE]
+    if believed:
+        first = believed[0]
+        raise InvalidResetPointError(
+            f"what {first.ref} did, event {first.seq} of instance {first.instance_id}, has been undone: "
+            f"reset to an event before {first.seq}"
+        )
+
+
+_DONE = frozenset({h.ACTIVITY_COMPLETED, h.COMPENSATION_REGISTERED})
 
 
 def retry_point(events: Events) -> tuple[list[HistoryEvent], HistoryEvent | None]:
@@ -187,6 +206,8 @@ def _go_on(
     """Begins a run with `prefix` and gives its code the input `again`. Returns the run's number."""
     assert command.subject is not None
     instance_id, part = command.subject, received.record.partition
+    if entry is not None and entry.state.finished is not None:
+        entry = None  # it ended in this batch
     if entry is not None:
         batch.record(entry, h.WORKFLOW_RESET, None, {"by": command.source, "event_id": command.id})
         core.evict(entry)
@@ -199,10 +220,12 @@ def _go_on(
     ]
     if not copies:
         assert again is not None
-        core.restart(batch, replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us), part)
+        first = replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us)
+        core.restart(batch, _following(first, again, command, 0), part)
         channels.rejoin(batch, batch.touched[instance_id])
         _pass_on(batch, entry)
         return run
+    copies[0] = _following(copies[0], prefix[0], command, len(copies))
     new = core.renew(batch, copies, part)
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
     if again is None:
@@ -213,6 +236,30 @@ def _go_on(
     slots.rejoin(batch, new)
     _pass_on(batch, entry)
     return run
+
+
+def _following(first: HistoryEvent, before: HistoryEvent, command: WireEvent, copied: int) -> HistoryEvent:
+    """The beginning of a run with what it follows, and how much of it is a copy."""
+    since = before.attrs.get("follows", {}).get("since", before.run)
+    follows = {
+        "command": command.type,
+        "by": command.source,
+        "event_id": command.id,
+        "run": before.run,
+        "since": since if first.instance_id == before.instance_id else first.run,
+        "copied": copied,
+    }
+    return replace(first, attrs={**first.attrs, "follows": follows})
+
+
+def _signalled_again(core: EngineCore, batch: Batch, instance_id: str, run: int, later: Events) -> None:
+    """What people have told the instance since the point, nobody will tell it again."""
+    for event in later:
+        entry = core.entry(instance_id)
+        if entry is None or entry.state.run != run:
+            return  # it has ended, or recurred
+        if event.kind == h.SIGNAL_RECEIVED:
+            core.deliver(batch, entry, event.kind, event.ref, event.attrs, event.payload)
 
 
 def _pass_on(batch: Batch, before: Entry | None) -> None:

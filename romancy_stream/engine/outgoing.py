@@ -8,6 +8,7 @@ from typing import Any
 
 from romancy_stream.engine import history as h
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.intake import digest
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
@@ -21,6 +22,11 @@ def engine_source(namespace: str) -> str:
 def short_id(event_id: str) -> str:
     """Ids of events have a limit that the parts of this one may exceed together."""
     return event_id if len(event_id) <= MAX_ID_CHARS else hashlib.sha256(event_id.encode()).hexdigest()
+
+
+def child_event_id(parent_id: str, run: int, ref: str | None) -> str:
+    """Of what started a child, together with the engine's source."""
+    return short_id(f"{parent_id}/{run}/{ref}")
 
 
 def task(source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None) -> WireEvent:
@@ -120,9 +126,9 @@ HAPPENED = {
 
 
 def answered(source: str, command: WireEvent, instance_id: str, data: bytes, time: str) -> WireEvent:
-    """What came of a command. Its id is that of the command, so a second look says the same."""
+    """What came of a command. Its id follows from the command's source and id, so a second look says the same."""
     return WireEvent(
-        id=short_id(f"{instance_id}/answer/{command.id}"),
+        id=short_id(f"{instance_id}/answer/{digest('answer', command)}"),
         source=source,
         type=w.ANSWERED,
         subject=instance_id,
@@ -157,9 +163,10 @@ def published(source: str, state: InstanceState, event: HistoryEvent, time: str)
 
 
 def rejected(source: str, command: WireEvent, instance_id: str, workflow: str, data: bytes, time: str) -> WireEvent:
-    """A start that was refused. Its id is that of the command, so a second look at the command says the same."""
+    """A start that was refused. Its id follows from the command's source and id, so a second look says the
+    same."""
     return WireEvent(
-        id=short_id(f"{instance_id}/rejected/{command.id}"),
+        id=short_id(f"{instance_id}/rejected/{digest('rejected', command)}"),
         source=source,
         type=w.REJECTED,
         subject=instance_id,

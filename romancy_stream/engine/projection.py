@@ -387,6 +387,10 @@ def _reset(state: InstanceState, event: HistoryEvent) -> None:
     state.end(event, RESET)
 
 
+def _adopted(state: InstanceState, event: HistoryEvent) -> None:
+    state.parent = event.attrs["parent"]
+
+
 def _parked(state: InstanceState, event: HistoryEvent) -> None:
     state.parked = event.attrs["message"]
 
@@ -513,6 +517,7 @@ _APPLY = {
     h.WORKFLOW_CANCELLED: _cancelled,
     h.WORKFLOW_RECURRED: _recurred,
     h.WORKFLOW_RESET: _reset,
+    h.WORKFLOW_ADOPTED: _adopted,
     h.WORKFLOW_PARKED: _parked,
     h.WORKFLOW_RESUMED: _resumed,
     h.WORKFLOW_CANCEL_REQUESTED: _cancel_requested,

@@ -176,7 +176,7 @@ class Starts:
         self, batch: Batch, mail: Mail, workflow: str, parent: Mapping[str, Any], given: Mapping[str, Any]
     ) -> None:
         """A start by a parent, of a workflow that is known and an id that is free. InvalidInputError, PayloadError."""
-        event_id = outgoing.short_id(f"{parent['id']}/{parent['run']}/{parent['ref']}")
+        event_id = outgoing.child_event_id(parent["id"], parent["run"], parent["ref"])
         attrs = {"event_source": batch.source, "event_id": event_id, "parent": parent, **given}
         self._begin(batch, self._core.part_of(mail.to), mail.to, workflow, mail.payload, attrs)
 
