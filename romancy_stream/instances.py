@@ -33,7 +33,8 @@ def _json(raw: bytes | None) -> Any:
 @dataclass(frozen=True, slots=True)
 class WorkflowInstance:
     """One instance as projected. `input`, `output` and `error` are plain JSON values; `error` is an object with
-    type, message and stack. `parked` says why the instance is halted, or is None; `parent_id` whose child it is."""
+    type, message and stack. `parked` says why the instance is halted, or is None; `parent_id` whose child it is;
+    `waiting_for` what it waits for, as "event payment.completed" or "slot customer=ada", the first twenty."""
 
     instance_id: str
     run: int
@@ -48,6 +49,7 @@ class WorkflowInstance:
     partition: int
     parked: str | None
     parent_id: str | None = None
+    waiting_for: Sequence[str] = ()
 
     @classmethod
     def of(cls, row: InstanceRow) -> WorkflowInstance:
@@ -65,6 +67,7 @@ class WorkflowInstance:
             row.part,
             row.parked,
             row.parent_id,
+            tuple(_json(row.waiting_for) or ()),
         )
 
 
