@@ -15,7 +15,13 @@ PATIENCE_S = 120
 
 
 def program(folder: Path) -> App:
-    app = App("relay", eager=False, broker=f"embedded://{folder / 'log'}", database=f"sqlite:///{folder / 'state.db'}", partitions=1)
+    app = App(
+        "relay",
+        eager=False,
+        broker=f"embedded://{folder / 'log'}",
+        database=f"sqlite:///{folder / 'state.db'}",
+        partitions=1,
+    )
 
     @app.activity
     async def step(value: str) -> str:
