@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from romancy_stream.client import Client
     from romancy_stream.handle import Handle
     from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
+    from romancy_stream.payloads import BlobStore, Encryption, PayloadCodec, Payloads
     from romancy_stream.schedule import ScheduleInfo
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "ActivityInfo",
     "ActivityTimeoutError",
     "App",
+    "BlobStore",
     "BrokerUnavailableError",
     "ChannelFullError",
     "ChannelModeConflictError",
@@ -96,6 +98,7 @@ __all__ = [
     "DeadLetter",
     "DuplicateActivityIdError",
     "EmbeddedBrokerInUseError",
+    "Encryption",
     "EngineError",
     "EventTimeoutError",
     "EventType",
@@ -118,8 +121,10 @@ __all__ = [
     "NotSubscribedError",
     "Page",
     "PartitionCountError",
+    "PayloadCodec",
     "PayloadError",
     "PayloadTooLargeError",
+    "Payloads",
     "Query",
     "RateLimit",
     "ReadOnlyError",
@@ -158,11 +163,15 @@ __all__ = [
 
 _LATER = {
     "App": "app",
+    "BlobStore": "payloads",
     "Client": "client",
     "DeadLetter": "instances",
+    "Encryption": "payloads",
     "Handle": "handle",
     "HistoryEntry": "instances",
     "Page": "instances",
+    "PayloadCodec": "payloads",
+    "Payloads": "payloads",
     "ScheduleInfo": "schedule",
     "WorkflowInstance": "instances",
 }

@@ -20,11 +20,14 @@ from romancy_stream.client import BaseClient, Client
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.events import EventType
+from romancy_stream.payloads import Payloads
 from romancy_stream.queues import QueueOptions, RateLimit
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
+from romancy_stream.runtime.sealer import Sealer
+from romancy_stream.runtime.vault import NO_VAULT
 from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
 from romancy_stream.schedule_workflow import ScheduleWorkflow
 from romancy_stream.scheduling import Declared
@@ -53,6 +56,8 @@ class App(BaseClient):
     `event_ttl`: how long an event is kept that nobody waits for yet, `channel_retention`: a message of a competing
     channel that nobody takes, `dedup_window`: how long an event is known by its
     source and id; in seconds, or a timedelta.
+
+    `payloads`: encrypts payloads, and keeps large ones elsewhere; the same in every process, clients too.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class App(BaseClient):
         event_ttl: float | timedelta = EVENT_TTL_S,
         channel_retention: float | timedelta = CHANNEL_RETENTION_S,
         dedup_window: float | timedelta = DEDUP_WINDOW_S,
+        payloads: Payloads | None = None,
     ) -> None:
         self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
         if not _NAME.fullmatch(self.namespace):
@@ -96,6 +102,8 @@ class App(BaseClient):
         self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
+        if payloads is not None:
+            self._sealer = Sealer(payloads, payloads.store or NO_VAULT)
         self._node: Node | None = None
         self._schedules: dict[str, Declared] = {}
         self.registry.add_workflow(Workflow.of(ScheduleWorkflow))
@@ -316,7 +324,12 @@ class App(BaseClient):
         """Starts, sends, queries and waits, without an engine or a worker; an async context manager.
         `poll_interval` (seconds): for clients that may not read the events topic."""
         return Client(
-            self.namespace, self.make_broker, self.make_store, poll_interval=poll_interval, registry=self.registry
+            self.namespace,
+            self.make_broker,
+            self.make_store,
+            poll_interval=poll_interval,
+            registry=self.registry,
+            sealer=self._sealer,
         )
 
     # -- parts, also for the command line ------------------------------------------------------------------------
@@ -343,6 +356,7 @@ class App(BaseClient):
             event_ttl_s=self._event_ttl_s,
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,
+            sealer=self._sealer,
         )
 
     def make_store(self) -> SqlStore:

@@ -23,6 +23,7 @@ from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Pag
 from romancy_stream.messaging import ChannelClient
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.scheduling import Scheduling
 from romancy_stream.store.port import InstanceQuery, Store
 from romancy_stream.wire import event as w
@@ -46,6 +47,7 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
     _store: Store
     _hub: ResultHub
     _poll_interval_s: float | None = None
+    _sealer: Sealer = OPEN
 
     if not TYPE_CHECKING:
 
@@ -99,6 +101,9 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
         await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id
 
+    async def _seal(self, raw: bytes | None, what: str) -> bytes | None:
+        return await self._sealer.seal(raw, what)
+
     def handle(self, instance_id: str, workflow: Startable[..., T] | None = None) -> Handle[T]:
         """To wait for an instance that somebody else started, and to talk to it."""
         if workflow is None:
@@ -110,7 +115,7 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
     async def get_instance(self, instance_id: str) -> WorkflowInstance | None:
         """None for an unknown id."""
         row = await self._store.get_instance(instance_id)
-        return None if row is None else WorkflowInstance.of(row)
+        return None if row is None else WorkflowInstance.of(await self._sealer.shown(row))
 
     async def list_instances(
         self,
@@ -127,7 +132,8 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
     ) -> Page:
         """Newest first. `workflow_name` and `instance_id` match any part, whatever the case; `status` exactly; start
         times in [after, before). `parent_id`: children of that instance. `system`: the engine's own workflows too
-        (schedules), which otherwise only a `workflow_name` that begins with "romancy." shows. InvalidPageTokenError."""
+        (schedules), which otherwise only a `workflow_name` that begins with "romancy." shows. Inputs and outputs that
+        are kept in a store of payloads are not read: `get_instance` does that. InvalidPageTokenError."""
         return await self._page(
             InstanceQuery(
                 workflow_name,
@@ -152,19 +158,20 @@ class BaseClient(Scheduling, ChannelClient, Cancelling):
         page_token: str | None = None,
     ) -> Page:
         """By values in the input: `{"customer.id": "c1", "items.0.sku": "A"}`, all of them. A string matches itself,
-        a number any equal number, True and False only themselves, None a null that is there. InvalidPathError,
-        InvalidPageTokenError."""
+        a number any equal number, True and False only themselves, None a null that is there. Inputs that are encoded or
+        kept elsewhere are not found. InvalidPathError, InvalidPageTokenError."""
         return await self._page(
             InstanceQuery(workflow_name, status, input=dict(input), limit=limit, page_token=page_token)
         )
 
     async def _page(self, query: InstanceQuery) -> Page:
         page = await self._store.list_instances(query)
-        return Page([WorkflowInstance.of(row) for row in page.rows], page.next_page_token)
+        return Page([WorkflowInstance.of(self._sealer.listed(row)) for row in page.rows], page.next_page_token)
 
     async def history(self, instance_id: str, *, run: int | None = None) -> Sequence[HistoryEntry]:
         """The log of a run, of the current one by default; empty for an unknown id."""
-        return [HistoryEntry.of(event) for event in await self._store.history(instance_id, run)]
+        events = await self._sealer.shown_history(await self._store.history(instance_id, run))
+        return [HistoryEntry.of(event) for event in events]
 
     async def activities(self, instance_id: str, *, run: int | None = None) -> Sequence[ActivityView]:
         return [ActivityView.of(row) for row in await self._store.activities(instance_id, run)]
@@ -211,11 +218,13 @@ class Client(BaseClient):
         *,
         poll_interval: float | None = None,
         registry: Registry | None = None,
+        sealer: Sealer = OPEN,
     ) -> None:
         self.namespace = namespace
         self.registry = registry or Registry()
         self._make_broker, self._make_store = broker, store
         self._poll_interval_s = poll_interval
+        self._sealer = sealer
 
     def __repr__(self) -> str:
         return f"<Client {self.namespace}>"

@@ -48,7 +48,7 @@ class Handle(Addressed, Cancellable, Generic[R]):
     async def result(self, timeout: float | None = None) -> R:
         """What the workflow returned, in its declared type (plain JSON where the workflow is not known here).
         `timeout` in seconds. Raises WorkflowFailedError, WorkflowCancelledError, InvalidInputError,
-        UnknownWorkflowError, TimeoutError."""
+        UnknownWorkflowError, TimeoutError; PayloadError where the result is encoded and cannot be read here."""
         outcome = await self._client._hub.wait(
             self.instance_id,
             command_id=self._command_id,
@@ -56,7 +56,7 @@ class Handle(Addressed, Cancellable, Generic[R]):
             timeout_s=timeout,
             poll_interval_s=self._client._poll_interval_s,
         )
-        raw = self._completed(outcome)
+        raw = await self._client._sealer.open(self._completed(outcome))
         if self._workflow is not None:
             return self._workflow.decode_result(raw)
         plain: R = load_plain(raw, "the result")

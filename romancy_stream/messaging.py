@@ -21,7 +21,7 @@ from romancy_stream.engine.messages import (
     checked_mode,
     encode_metadata,
 )
-from romancy_stream.engine.payload import TypeCodec, encode_data, load_plain
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES, TypeCodec, encode_data, load_plain
 from romancy_stream.errors import MessageTimeoutError
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.wire import event as w
@@ -100,7 +100,7 @@ class ChannelContext:
         self._scope.subscriptions.leave(checked_group(group))
 
     def _send_message(self, channel: str, data: Any, metadata: Mapping[str, Any] | None, **to: str) -> None:
-        raw = encode_data(data, f"a message on channel {channel!r}")
+        raw = _encoded(channel, data)
         self._scope.subscriptions.send(checked_channel(channel), raw, encode_metadata(metadata), **to)
 
 
@@ -135,7 +135,7 @@ class ChannelClient:
         extensions = {w.X_CHANNEL: channel, w.X_PARTITION_KEY: key}
         if (text := encode_metadata(metadata)) is not None:
             extensions[w.X_METADATA] = text
-        raw = encode_data(data, f"a message on channel {channel!r}")
+        raw = await self._seal(_encoded(channel, data), _what(channel))
         now = new_event_time(self._now_us())
         event = WireEvent(id_ or uuid7_hex(), self._source, w.CHANNEL_PUBLISH, to, raw, now, extensions)
         await self._send(event, key)
@@ -148,14 +148,26 @@ class ChannelClient:
     def _now_us(self) -> int:
         raise NotImplementedError
 
+    async def _seal(self, raw: bytes | None, what: str) -> bytes | None:
+        raise NotImplementedError
+
     async def _send(self, event: WireEvent, key: str) -> None:
         raise NotImplementedError
 
 
 def message_publication(channel: str, data: Any, metadata: Mapping[str, Any] | None) -> Publication:
     """Of an activity. ValueError, PayloadError."""
-    raw = encode_data(data, f"a message on channel {channel!r}")
+    raw = _encoded(channel, data)
     return Publication(w.CHANNEL_PUBLISH, raw, None, None, None, checked_channel(channel), encode_metadata(metadata))
+
+
+def _what(channel: str) -> str:
+    return f"a message on channel {channel!r}"
+
+
+def _encoded(channel: str, data: Any) -> bytes | None:
+    """For what is sealed before it leaves."""
+    return encode_data(data, _what(channel), MAX_ENCODED_BYTES)
 
 
 def _instance(instance_id: object) -> str:
@@ -182,7 +194,7 @@ def _seconds(timeout: float | timedelta) -> float:
 
 
 def _decoded(channel: str, data: bytes, model: Any) -> Any:
-    what = f"a message on channel {channel!r}"
+    what = _what(channel)
     if model is None:
         return load_plain(data, what)
     try:

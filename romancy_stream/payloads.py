@@ -4,7 +4,7 @@
 
 The log, the topics and the tables then hold `{"$romancy": ...}` in place of inputs, arguments, results, outputs and
 messages; workflow code, activities and clients see what was meant. Events that are published for others stay as they
-are. The command line and other readers of the tables see what the tables hold.
+are, and so do errors. Readers of the tables see what the tables hold.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ import asyncio
 import base64
 import hashlib
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, Final, Protocol
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
 
-from romancy_stream.engine.sealing import MARK, Blobs, is_sealed, within_limit
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES
+from romancy_stream.engine.sealing import MARK, Blobs, is_sealed, unmarked, within_limit
 from romancy_stream.engine.undoing import halves, is_pair, with_result
 from romancy_stream.errors import ConfigurationError, PayloadError, StoreUnavailableError
+from romancy_stream.ids import uuid7_hex
+from romancy_stream.wire.malformed import MAX_DATA_BYTES
+
+if TYPE_CHECKING:
+    from romancy_stream.runtime.vault import Vault
+
+T = TypeVar("T")
 
 THRESHOLD_BYTES: Final = 256 * 1024
 """Larger payloads go to the store. A batch of a thousand of them just below would be a commit of 256 MiB."""
@@ -29,22 +39,27 @@ KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12  # what GCM is made for; with random ones a key is good for 2^32 payloads (NIST SP 800-38D)
 STORE_ACCESSES: Final = 16
 """Blobs that are read or written side by side."""
+ACCESS_LIMIT_S: Final = 20.0
+"""For one of them. A store that hangs is one that is away; the engine waits little longer for anybody."""
 _BLOB: Final = "blob"
+_NAME: Final = re.compile("[0-9a-f]{64}")
 
 
 class PayloadCodec(Protocol):
     """Turns the JSON text of a payload into other bytes, and back. `name` is recorded with each payload and chooses
-    who decodes it: never change what a name means."""
+    who decodes it: never change what a name means. Called in the event loop, and in threads."""
 
     @property
     def name(self) -> str: ...
 
     def encode(self, raw: bytes) -> tuple[bytes, Mapping[str, str]]:
-        """The bytes, and what `decode` has to know to read them (no secrets: it is written down in the open)."""
+        """The bytes, and what `decode` has to know to read them (no secrets: it is written down in the open; no names
+        that begin with "$", and none called "data")."""
         ...
 
     def decode(self, data: bytes, details: Mapping[str, str]) -> bytes:
-        """Raises PayloadError."""
+        """`details` are those of `encode` and what the payload says beside them. Raises PayloadError; whatever else it
+        raises becomes one."""
         ...
 
 
@@ -56,6 +71,7 @@ class Encryption:
     name = "aes-256-gcm"
 
     def __init__(self, keys: Mapping[str, bytes | str], current: str | None = None) -> None:
+        """ConfigurationError."""
         try:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError as error:
@@ -84,7 +100,7 @@ class Encryption:
             raise PayloadError(f"a payload was encrypted with key {details.get('key')!r}, which this process lacks")
         try:
             return cipher.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], None)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise PayloadError(
                 f"a payload does not fit key {details['key']!r}: it was changed, or the key was"
             ) from None
@@ -102,42 +118,59 @@ def _key(name: str, key: bytes | str) -> bytes:
 
 class BlobStore:
     """A folder of any file system that fsspec knows: `file:///var/blobs`, `s3://bucket/prefix`, `memory://test`. The
-    name of a blob is the SHA-256 of its content, and is checked when it is read. Needs the extra `offload`, and for a
-    cloud the package that fsspec names."""
+    name of a blob is the SHA-256 of its content, and is checked when it is read. Nothing is ever deleted. `options` go
+    to the file system (`endpoint_url`, credentials). Needs the extra `offload`, and for a cloud the package that fsspec
+    names."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
+        """ConfigurationError."""
         try:
             import fsspec
         except ImportError as error:
             raise ConfigurationError('a store needs a package: pip install "romancy-stream[offload]"') from error
-        self.url = url if urlsplit(url).scheme else f"file://{os.path.abspath(url)}"
+        self.url = url if urlsplit(url).scheme else Path(url).absolute().as_uri()
         try:
-            self._files, self._folder = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+            self._files, self._folder = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError, TypeError) as error:
             raise ConfigurationError(f"the store {url!r} cannot be used: {error}") from error
+        self._is_local = urlsplit(self.url).scheme in ("file", "local")
+
+    def __repr__(self) -> str:
+        return f"BlobStore({self.url!r})"
 
     async def put(self, blobs: Mapping[str, bytes]) -> None:
-        await self._each(self._write, blobs.items())
+        await self._each(self._write, list(blobs.items()))
 
     async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
         found = await self._each(self._read, [(name,) for name in names])
         return {name: data for name, data in zip(names, found, strict=True) if data is not None}
 
-    async def _each(self, work: Any, items: Any) -> list[Any]:
+    async def _each(self, work: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> list[T]:
         slots = asyncio.Semaphore(STORE_ACCESSES)
 
-        async def one(item: tuple[Any, ...]) -> Any:
-            async with slots:
+        async def one(item: tuple[Any, ...]) -> T:
+            async with slots, asyncio.timeout(ACCESS_LIMIT_S):
                 return await asyncio.to_thread(work, *item)
 
-        try:
-            return list(await asyncio.gather(*(one(item) for item in items)))
-        except OSError as error:
-            raise StoreUnavailableError(f"the store of payloads {self.url} cannot be reached: {error}") from error
+        found = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
+        for each in found:
+            if isinstance(each, Exception):
+                # Whatever a cloud's library raises, nobody's payload is to blame for it.
+                told = f"{type(each).__name__}: {each}"
+                raise StoreUnavailableError(f"the store of payloads {self.url}: {told}") from each
+            if isinstance(each, BaseException):
+                raise each
+        return found  # type: ignore[return-value]  # none of them is an exception
 
     def _write(self, name: str, data: bytes) -> None:
+        """Also where it is there: that may be what a crash has left of it."""
         path = self._path(name)
-        if not self._files.exists(path):
+        if self._is_local:
+            _write_file(Path(path), data)
+            return
+        try:
+            self._files.pipe_file(path, data)
+        except FileNotFoundError:  # not every file system makes folders by itself
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(path, data)
 
@@ -152,29 +185,52 @@ class BlobStore:
         return f"{self._folder}/{name[:2]}/{name}"
 
 
+def _write_file(path: Path, data: bytes) -> None:
+    """All of it or nothing, and on the disk: the database will refer to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}-{uuid7_hex()}")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Payloads:
     """`codec`: for every payload. `older_codecs`: only to read what they have written. `store`: for payloads of more
-    than `threshold_bytes`, after encoding; a BlobStore or its URL. Implements `engine.sealing.Sealing`."""
+    than `threshold_bytes`, after encoding: the URL of a BlobStore, or whatever implements `runtime.vault.Vault`.
+    Implements `engine.sealing.Sealing`. ConfigurationError."""
 
     def __init__(
         self,
         *,
         codec: PayloadCodec | None = None,
         older_codecs: Sequence[PayloadCodec] = (),
-        store: BlobStore | str | None = None,
+        store: Vault | str | None = None,
         threshold_bytes: int = THRESHOLD_BYTES,
     ) -> None:
-        if threshold_bytes < 1:
-            raise ConfigurationError(f"threshold_bytes must be 1 or more, not {threshold_bytes}")
-        self.store = BlobStore(store) if isinstance(store, str) else store
+        if not 1 <= threshold_bytes <= MAX_DATA_BYTES:
+            # A larger payload fits into no message: it has to go to the store.
+            raise ConfigurationError(f"threshold_bytes must be 1 to {MAX_DATA_BYTES:,}, not {threshold_bytes}")
+        self.store: Vault | None = BlobStore(store) if isinstance(store, str) else store
         self._codec = codec
         self._codecs = {each.name: each for each in (*older_codecs, *([codec] if codec is not None else []))}
+        for name in self._codecs:
+            if name == _BLOB or not isinstance(name, str) or not name:
+                raise ConfigurationError(f"a codec cannot be called {name!r}")
         self._threshold_bytes = threshold_bytes
 
     def seal(self, raw: bytes, what: str, blobs: MutableMapping[str, bytes]) -> bytes:
-        if is_sealed(raw):
-            return raw
-        sealed = raw if self._codec is None else _encoded(self._codec, raw)
+        sealed = unmarked(raw, what) if self._codec is None else _encoded(self._codec, unmarked(raw, what))
         if self.store is not None and len(sealed) > self._threshold_bytes:
             name = hashlib.sha256(sealed).hexdigest()
             blobs[name] = sealed
@@ -185,31 +241,46 @@ class Payloads:
         if not is_sealed(raw):
             return raw
         if is_pair(raw):
-            args, result = (self.open(half, blobs) for half in halves(raw))
+            args, result = (self._open_one(half, blobs) for half in _halves(raw))
             return with_result(args, result)
+        return self._open_one(raw, blobs)
+
+    def _open_one(self, raw: bytes, blobs: Blobs) -> bytes:
+        if not is_sealed(raw):
+            return raw
         description = _description(raw)
         if description["$romancy"] == _BLOB:
-            name = description["name"]
-            data = blobs.get(name)
-            if data is None or hashlib.sha256(data).hexdigest() != name:
-                problem = "is not in the store" if data is None else "was changed in the store"
-                raise PayloadError(f"payload {name} {problem}")
-            return self.open(data, {})
-        codec = self._codecs.get(description["$romancy"])
+            raw = _blob(description["name"], blobs)
+            if not is_sealed(raw):
+                return raw
+            description = _description(raw)
+        return self._decoded(description)
+
+    def _decoded(self, description: Mapping[str, Any]) -> bytes:
+        name = description["$romancy"]
+        codec = self._codecs.get(name)
         if codec is None:
-            raise PayloadError(f"a payload was encoded by {description['$romancy']!r}, which this app does not have")
-        return codec.decode(base64.b64decode(description["data"]), description)
+            known = ", ".join(sorted(self._codecs)) or "none"
+            raise PayloadError(f"a payload was encoded by {name!r}, which this app does not have; it has {known}")
+        try:
+            decoded = codec.decode(base64.b64decode(description["data"], validate=True), description)
+        except PayloadError:
+            raise
+        except Exception as error:  # whatever a codec meets in what somebody has sent
+            raise PayloadError(f"a payload cannot be decoded by {name!r}: {type(error).__name__}: {error}") from error
+        if len(decoded) > MAX_ENCODED_BYTES:
+            raise PayloadError(f"a payload of {len(decoded):,} bytes, the limit is {MAX_ENCODED_BYTES:,}")
+        return decoded
 
     def refs(self, raw: bytes) -> list[str]:
         if self.store is None or not is_sealed(raw):
             return []
-        if is_pair(raw):
-            return [name for half in halves(raw) for name in self.refs(half)]
         try:
-            description = _description(raw)
+            parts = _halves(raw) if is_pair(raw) else (raw,)
+            found = [_description(part) for part in parts if is_sealed(part)]
         except PayloadError:
             return []  # `open` will say so
-        return [description["name"]] if description["$romancy"] == _BLOB else []
+        return [each["name"] for each in found if each["$romancy"] == _BLOB]
 
 
 def _encoded(codec: PayloadCodec, raw: bytes) -> bytes:
@@ -218,16 +289,39 @@ def _encoded(codec: PayloadCodec, raw: bytes) -> bytes:
     return orjson.dumps(head)
 
 
+def _halves(raw: bytes) -> tuple[bytes, bytes]:
+    try:
+        args, result = halves(raw)
+    except ValueError:
+        raise _not_ours() from None
+    if is_pair(args) or is_pair(result):
+        raise _not_ours()
+    return args, result
+
+
+def _blob(name: str, blobs: Blobs) -> bytes:
+    data = blobs.get(name)
+    if data is None:
+        raise PayloadError(f"payload {name} is not in the store")
+    if hashlib.sha256(data).hexdigest() != name:
+        raise PayloadError(f"payload {name} was changed in the store")
+    return data
+
+
 def _description(raw: bytes) -> dict[str, Any]:
     """Of a sealed payload; PayloadError for one that somebody else made."""
     try:
         description = orjson.loads(raw)
-        if description["$romancy"] == _BLOB:
-            int(description["name"], 16)
-        fitting = all(isinstance(value, str | int) for value in description.values())
-    except (ValueError, KeyError, TypeError):
-        fitting = False
-    if not fitting:
-        raise PayloadError('a payload begins with {"$romancy": and is none of ours')
+    except ValueError:
+        raise _not_ours() from None
+    needed = "name" if description.get("$romancy") == _BLOB else "data"
+    if not all(isinstance(description.get(name), str) for name in ("$romancy", needed)):
+        raise _not_ours()
+    if needed == "name" and not _NAME.fullmatch(description["name"]):
+        raise _not_ours()
     result: dict[str, Any] = description
     return result
+
+
+def _not_ours() -> PayloadError:
+    return PayloadError('a payload begins with {"$romancy": and is none of ours')

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from romancy_stream.engine.payload import encode_data
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data
 from romancy_stream.errors import BrokerUnavailableError, InstanceNotFoundError, StoreUnavailableError
 from romancy_stream.interaction import Update
 from romancy_stream.options import StartOptions
@@ -133,7 +133,8 @@ class Scheduling(Starting, Talking):
         instance_id = schedule_id(schedule.name)
         row = await finished(self._store.get_instance(instance_id))  # leaving the app cancels
         if row is None or row.finished_us is not None:
-            data = encode_data(ScheduleState(schedule, paused=paused), f"schedule {schedule.name!r}")
+            state = ScheduleState(schedule, paused=paused)
+            data = encode_data(state, f"schedule {schedule.name!r}", MAX_ENCODED_BYTES)
             await self._start(WORKFLOW_NAME, data, StartOptions(instance_id, reuse="allow_finished"), None)
         elif (await finished(self.query(instance_id, ScheduleWorkflow.describe))).schedule == schedule:
             return

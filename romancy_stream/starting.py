@@ -12,12 +12,13 @@ import orjson
 
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.failure import decode_error
-from romancy_stream.engine.payload import encode_data
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data
 from romancy_stream.errors import ConfigurationError, InstanceExistsError, RecordRefusedError
 from romancy_stream.handle import Handle, rejection
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.options import OnConflict, Reuse, StartOptions
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode, new_event_time, require_sendable
@@ -39,6 +40,7 @@ class Starting:
     _store: Store
     _hub: ResultHub
     _poll_interval_s: float | None
+    _sealer: Sealer
 
     @property
     def topics(self) -> Topics:
@@ -111,7 +113,7 @@ class Starting:
         options = StartOptions(
             instance_id, on_conflict or "use_existing", reuse, start_delay=start_delay, start_at=start_at
         )
-        return await self._start(workflow, encode_data(input, "the input"), options, None)
+        return await self._start(workflow, encode_data(input, "the input", MAX_ENCODED_BYTES), options, None)
 
     @overload
     async def start_many(
@@ -139,9 +141,10 @@ class Starting:
         ids = [None] * len(datas) if instance_ids is None else list(instance_ids)
         if len(ids) != len(datas):
             raise ValueError(f"there are {len(datas)} inputs and {len(ids)} instance_ids")
+        sealed = await self._sealer.seal_all(datas, f"an input of {definition.name}")
         commands = [
             self._command(definition.name, data, definition.options.changed({"instance_id": instance_id}))
-            for data, instance_id in zip(datas, ids, strict=True)
+            for data, instance_id in zip(sealed, ids, strict=True)
         ]
         records = [self._record(command, command.subject or "") for command in commands]
         for first in range(0, len(records), SENT_AT_ONCE):
@@ -155,7 +158,7 @@ class Starting:
     async def _start(
         self, name: str, data: bytes | None, options: StartOptions, workflow: Workflow[..., Any] | None
     ) -> Handle[Any]:
-        command = self._command(name, data, options)
+        command = self._command(name, await self._sealer.seal(data, f"the input of {name}"), options)
         instance_id = command.subject or ""
         if options.reuse is not None:
             await self._send_and_hear(command, instance_id)

@@ -13,7 +13,7 @@ import orjson
 
 from romancy_stream.engine.failure import decode_error
 from romancy_stream.engine.handlers import handler_of, unknown_handler
-from romancy_stream.engine.payload import encode_data, load_plain
+from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data, load_plain
 from romancy_stream.engine.queries import ask
 from romancy_stream.engine.signals import OK, answer_in, update_ref
 from romancy_stream.errors import ConfigurationError, InstanceNotFoundError
@@ -21,6 +21,7 @@ from romancy_stream.ids import uuid7_hex
 from romancy_stream.interaction import Handler, P, Query, R, Signal, Update
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import new_event_time
@@ -51,6 +52,7 @@ class Talking:
     _store: Store
     _hub: ResultHub
     _poll_interval_s: float | None
+    _sealer: Sealer
 
     # -- signals -------------------------------------------------------------------------------------------------
     @overload
@@ -63,7 +65,7 @@ class Talking:
         await self._signal(instance_id, _name(signal, Signal), _data(signal, None, args, kwargs))
 
     async def _signal(self, instance_id: str, name: str, data: bytes | None) -> None:
-        command = self._said(w.SIGNAL, instance_id, name, data)
+        command = self._said(w.SIGNAL, instance_id, name, await self._sealer.seal(data, f"the argument of {name!r}"))
         await self._send(command, instance_id)
 
     # -- updates -------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ class Talking:
         return update.decode_result(raw) if isinstance(update, Update) else load_plain(raw, "the result")
 
     async def _update(self, instance_id: str, name: str, data: bytes | None, timeout_s: float | None) -> bytes:
-        command = self._said(w.UPDATE, instance_id, name, data)
+        command = self._said(w.UPDATE, instance_id, name, await self._sealer.seal(data, f"the argument of {name!r}"))
         ref = update_ref(command.source, command.id)
 
         async def look() -> bytes | None:
@@ -100,7 +102,7 @@ class Talking:
                 await self._send(command, instance_id)
                 told = await answer
         if told.startswith(OK):
-            return told[len(OK) : -1]
+            return await self._sealer.open(told[len(OK) : -1])
         error = decode_error(orjson.dumps(orjson.loads(told)["error"]))
         raise error from error.__cause__
 
@@ -145,7 +147,8 @@ class Talking:
         handler = handler_of(definition, "query", name)
         if handler is None:
             raise unknown_handler(definition, "query", name)
-        return ask(definition, history, name, encode(handler))
+        blobs = await self._sealer.blobs_of(history)
+        return ask(definition, history, name, encode(handler), self._sealer.sealing, blobs)
 
     def _code_of(self, name: str, version: str | None, workflow: AnyWorkflow | None) -> AnyWorkflow:
         found = self.registry.workflows.at(name, version)
@@ -261,7 +264,7 @@ def _data(said: Any, known: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         raise TypeError(f"{said!r} is only known by its name: give it one argument, or named ones")
     if not args and not kwargs:
         return None
-    return encode_data(args[0] if args else kwargs, f"the argument of {said!r}")
+    return encode_data(args[0] if args else kwargs, f"the argument of {said!r}", MAX_ENCODED_BYTES)
 
 
 def _timeout(update: Any, kwargs: dict[str, Any]) -> float | None:

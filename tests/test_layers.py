@@ -52,6 +52,7 @@ MAY_USE: dict[str, set[str]] = {
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
     "runtime": BELOW_RUNTIME,
+    "payloads": {"errors", "ids", "engine", "wire", "runtime"},
     "instances": {"engine", "store"},
     "cancelling": BELOW_RUNTIME | {"runtime"},
     "talking": BELOW_RUNTIME | {"runtime"},
@@ -59,11 +60,11 @@ MAY_USE: dict[str, set[str]] = {
     "starting": BELOW_RUNTIME | {"runtime", "handle"},
     "scheduling": BELOW_RUNTIME | {"starting", "talking", *SCHEDULES},
     "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "cancelling", "talking"},
-    "app": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "client", *SCHEDULES},
+    "app": BELOW_RUNTIME | {"runtime", "payloads", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
     "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit", "testing"},
-    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "schedule"},  # the public names
+    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "payloads", "schedule"},  # public names
 }
 
 EXCEPTIONS = {
@@ -100,6 +101,8 @@ THIRD_PARTY = {
     "faust": {"broker.kafka"},
     "mode": {"broker.kafka"},
     "cloudevents": {"wire.sdk", "client"},
+    "cryptography": {"payloads"},
+    "fsspec": {"payloads"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -117,7 +117,8 @@ async def _of_database(app: App, workflow: str | None, status: str, limit: int |
                 if seen == limit:
                     return report
                 seen += 1
-                history = History(tuple(await store.history(instance_id)))
+                events = await app.node_config().sealer.shown_history(await store.history(instance_id))
+                history = History(tuple(events))
                 if save is not None:
                     _save(history, save)
                 _check(app, history, instance_id, report)

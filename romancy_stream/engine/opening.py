@@ -61,7 +61,7 @@ def opened(sealing: Sealing, raw: bytes | None, blobs: Blobs) -> bytes | None:
         return raw
     found = sealing.open(raw, blobs)
     usable = to_json(found, None, MAX_ENCODED_BYTES)
-    if usable != found:
-        told = usable.message if isinstance(usable, Malformed) else "it begins with a byte order mark"
+    if usable != found or is_sealed(found):
+        told = usable.message if isinstance(usable, Malformed) else "it is sealed twice, or begins with a mark"
         raise PayloadError(f"what was encoded is not usable: {told}")
     return found

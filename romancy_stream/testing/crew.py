@@ -21,6 +21,7 @@ from romancy_stream.errors import ActivityTimeoutError, ConfigurationError, Inva
 from romancy_stream.instances import moment
 from romancy_stream.runtime.attempt import Attempt, Bench
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, check_result, read_task
 from romancy_stream.testing.activities import TestedAttempt, backend_of
@@ -77,6 +78,7 @@ class Crew:
         changed: Callable[[], None],
         failed: Callable[[BaseException], None],
         mocks_only: bool,
+        sealer: Sealer = OPEN,
     ) -> None:
         self.calls: list[Call] = []
         self.mocks: dict[str, Mock] = {}
@@ -94,7 +96,7 @@ class Crew:
         self._threads = DaemonThreads(THREADS, "romancy-test")
         self._store = store
         clock = SetClock(now_us)
-        self._bench = Bench(store, messages, clock, self._threads, itertools.count(1), set(), self._spawn)
+        self._bench = Bench(store, messages, clock, self._threads, itertools.count(1), set(), self._spawn, sealer)
 
     # -- state ---------------------------------------------------------------------------------------------------
     @property
@@ -126,12 +128,16 @@ class Crew:
         elif mock is None and self._mocks_only:
             self._failed(UnmockedActivityError(f"activity {task.name!r} was called, and there is no mock of it"))
         else:
-            self._note(task, activity, mock)
-            self._start(self._mocked(task, mock) if mock is not None else self._real(task, activity, queue))
+            self._start(self._work(task, activity, mock, queue))
 
-    def _note(self, task: Task, activity: Activity[Any, Any], mock: Mock | None) -> None:
+    async def _work(self, task: Task, activity: Activity[Any, Any], mock: Mock | None, queue: str) -> None:
+        args = await self._bench.sealer.open(task.args)
+        self._note(task, args, activity, mock)
+        await (self._mocked(task, args, mock) if mock is not None else self._real(task, activity, queue))
+
+    def _note(self, task: Task, raw: bytes, activity: Activity[Any, Any], mock: Mock | None) -> None:
         try:
-            args, kwargs = activity.parameters.decode_call(task.args)
+            args, kwargs = activity.parameters.decode_call(raw)
             arguments = arguments_of(activity, args, kwargs)
         except InvalidInputError:
             return  # the attempt says so
@@ -165,7 +171,7 @@ class Crew:
         for message in (*outcome.events, *([] if outcome.result is None else [outcome.result])):
             self._send(message)
 
-    async def _mocked(self, task: Task, mock: Mock) -> None:
+    async def _mocked(self, task: Task, args: bytes, mock: Mock) -> None:
         in_attempt.set(True)
         messages, now_us = self._messages, self._now_us()
         key = task.key
@@ -174,9 +180,12 @@ class Crew:
         )
         tested = TestedAttempt()
         try:
-            result = await mock.instead_of().run_attempt(ActivityContext(info, backend_of(tested)), task.args)
-            check_result(result, f"mock of {task.name!r}, result")
-            message = messages.completed(task, result, 0, now_us)
+            what = f"mock of {task.name!r}, result"
+            result = await mock.instead_of().run_attempt(ActivityContext(info, backend_of(tested)), args)
+            check_result(result, what)
+            sealed = await self._bench.sealer.seal(result, what)
+            assert sealed is not None
+            message = messages.completed(task, sealed, 0, now_us)
         except ConfigurationError as error:
             self._failed(error)
             return

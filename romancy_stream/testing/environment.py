@@ -77,6 +77,7 @@ class WorkflowEnvironment(BaseClient):
         self.namespace = self._app.namespace
         self.seed = seed if seed is not None or not disorder else SystemRandom().getrandbits(32)
         self._adopts = isinstance(code, App)
+        self._app_sealer = self._app._sealer  # for after
         config = replace(self._app.node_config(), partitions=PARTITIONS_IN_DISORDER if disorder else 1)
         self._settings = Settings(
             core_config(config, self.registry),
@@ -113,9 +114,9 @@ class WorkflowEnvironment(BaseClient):
             await world.close()
             raise
         parts = {"_broker": world.broker, "_store": world.store, "_hub": world.hub}
-        vars(self).update(parts)
+        vars(self).update(parts, _sealer=world.sealer)
         if self._adopts:
-            vars(self._app).update(parts, _now_us=self._now_us, _new_id=self._new_id)
+            vars(self._app).update(parts, _now_us=self._now_us, _new_id=self._new_id, _sealer=world.sealer)
         if self._schedules:
             await self._declare_all(self._app.declared_schedules())
         return self
@@ -128,6 +129,7 @@ class WorkflowEnvironment(BaseClient):
             vars(self).pop(part, None)
             if self._adopts:
                 del vars(self._app)[part]
+        self._app._sealer = self._app_sealer
         await world.close()
         if error is not None and self._settings.disorder is not None:
             error.add_note(self.how_to_repeat)
@@ -254,7 +256,7 @@ class WorkflowEnvironment(BaseClient):
 
     async def history(self, instance_id: str | Handle[Any], *, run: int | None = None) -> History:
         found = instance_id.instance_id if isinstance(instance_id, Handle) else instance_id
-        return History(tuple(await self._store.history(found, run)))
+        return History(tuple(await self._sealer.shown_history(await self._store.history(found, run))))
 
     @overload
     async def execute(self, workflow: Startable[[], R], /, *, instance_id: str | None = None) -> R: ...

@@ -10,6 +10,7 @@ from typing import Any, Final, overload
 
 import orjson
 
+from romancy_stream.app import App
 from romancy_stream.engine import ordered
 from romancy_stream.engine.definitions import WorkflowDef, definition_of
 from romancy_stream.engine.history import WORKFLOW_STARTED, HistoryEvent
@@ -136,18 +137,20 @@ def replay(
     history: History | Sequence[HistoryEvent] | str | Path,
     code: Any,
     *,
-    sealing: Sealing = PLAIN,
+    sealing: Sealing | None = None,
     blobs: Blobs = _NO_BLOBS,
 ) -> None:
     """Runs the workflow's code on a history, without an effect, and compares what it asks for with what is recorded.
-    `history`: also a file of one. `code`: the workflow, an app, or a registry. NonDeterminismError where they differ;
-    UnknownWorkflowError where `code` has no such workflow, or not that version of it; InvalidInputError and
-    PayloadError where recorded data do not fit the code any more."""
+    `history`: also a file of one. `code`: the workflow, an app, or a registry. `sealing` None: as the app does it.
+    NonDeterminismError where they differ; UnknownWorkflowError where `code` has no such workflow, or not that version
+    of it; InvalidInputError and PayloadError where recorded data do not fit the code any more."""
     if isinstance(history, str | Path):
         history = load_history(history)
     events = history.events if isinstance(history, History) else tuple(history)
     definition = _definition(code, History(events))
     ordered.install()
+    if sealing is None:
+        sealing = code.node_config().sealer.sealing if isinstance(code, App) else PLAIN
     live = LiveInstance(definition, events[0].instance_id, events[0].run, RetryPolicy(), sealing)
     live.known = blobs
     with stepping_aside():

@@ -133,7 +133,9 @@ class Shell:
         inputs += self.tables.expired(now_us)
         loaded = self.tables.prefetch(core, inputs)
         if keys := core.closings(inputs, now_us):
-            core.load(replace(loaded, closed=await self._closer(keys, now_us)))
+            closed = await self._closer(keys, now_us)
+            blobs = {**loaded.blobs, **self.tables.known_blobs(core.blobs((), results=closed.values()))}
+            core.load(replace(loaded, closed=closed, blobs=blobs))
         commit = core.handle(inputs, now_us)
         if commit.closed:
             await self._closer(commit.closed, now_us)

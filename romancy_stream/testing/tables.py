@@ -4,7 +4,7 @@ to know before a batch, and holds every commit to what commits must keep. No I/O
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from romancy_stream.engine.commit import (
@@ -27,6 +27,19 @@ from romancy_stream.engine.commit import (
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import Input, ItemExpired, Loaded, PartitionStart
+
+
+class MemoryVault:
+    """Payloads that are kept elsewhere, in a dict."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self._blobs = blobs
+
+    async def put(self, blobs: Mapping[str, bytes]) -> None:
+        self._blobs.update(blobs)
+
+    async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        return {name: self._blobs[name] for name in names if name in self._blobs}
 
 
 class Tables:
@@ -90,12 +103,13 @@ class Tables:
             tombstones={i: self.tombstones[i] for i in missing if i in self.tombstones},
             entities={name: self._entity(name) for name in core.missing_entities(inputs) if name in self.entities},
             taken_in=frozenset(key for key in core.intake_keys(inputs) if key in self.intake),
-            blobs={name: self.blobs[name] for name in core.blobs(inputs, histories.values()) if name in self.blobs},
+            blobs=self.known_blobs(core.blobs(inputs, histories.values())),
         )
         core.load(loaded)
         prefixes = {(i, run): self.run_of(i, run) for i, run in core.prefixes(inputs)}
         heartbeats = {key: self.heartbeats[key] for key in core.beating(inputs) if key in self.heartbeats}
-        loaded = replace(loaded, histories={}, entities={}, prefixes=prefixes, heartbeats=heartbeats)
+        blobs = {**loaded.blobs, **self.known_blobs(core.blobs((), prefixes.values()))}
+        loaded = replace(loaded, histories={}, entities={}, prefixes=prefixes, heartbeats=heartbeats, blobs=blobs)
         core.load(loaded)
         return loaded
 
@@ -104,6 +118,9 @@ class Tables:
         return StoredEntity(
             self.entities[name], members, [row for (entity, _), row in self.items.items() if entity == name]
         )
+
+    def known_blobs(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: self.blobs[name] for name in names if name in self.blobs}
 
     def close(self, keys: Sequence[ActivityKey], now_us: int) -> dict[ActivityKey, RecordedResult]:
         """Claims each for the engine where no worker was first."""

@@ -16,6 +16,7 @@ from romancy_stream.engine.commit import ActivityKey, OutboxRow, RecordedResult
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.errors import NonDeterminismError, StuckError
 from romancy_stream.registry import Registry
+from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.runtime.worker_messages import Message, Messages
 from romancy_stream.testing import waiting
 from romancy_stream.testing.crew import WORKER, Crew
@@ -23,6 +24,7 @@ from romancy_stream.testing.driver import Driver, MemoryBroker, WatchedHub
 from romancy_stream.testing.sessions import AttemptStore
 from romancy_stream.testing.shell import Shell
 from romancy_stream.testing.store import MemoryStore
+from romancy_stream.testing.tables import MemoryVault
 from romancy_stream.wire.codec import decode, header_bytes
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.record import OutRecord, Record
@@ -75,6 +77,7 @@ class World:
             crashes=settings.crashes,
             disorder=settings.disorder,
         )
+        self.sealer = Sealer(core.sealing, MemoryVault(shell.tables.blobs))
         self.sessions = AttemptStore(settings.database, settings.metadata, shell.tables, self.now_us)
         self.crew = Crew(
             Messages(core.namespace, core.partitions, WORKER, WORKER),
@@ -85,6 +88,7 @@ class World:
             changed=lambda: self.driver.wake(),
             failed=lambda error: self.driver.fail(error),
             mocks_only=settings.mocks_only,
+            sealer=self.sealer,
         )
         self.driver = Driver(shell, self.crew, self._explained, settings.auto_skip)
         self.broker = MemoryBroker(shell, self.driver)
