@@ -94,8 +94,8 @@ def _delete(core: EngineCore, batch: Batch, received: Received, command: WireEve
     with Answer(batch, received, command):
         assert command.subject is not None
         if entry is not None:
-            what = "has only just ended: try again" if entry.state.finished else f"is {entry.state.status}: cancel it first"
-            raise NotDeletableError(f"instance {command.subject} {what}")
+            way_out = "cancel it first" if entry.state.finished is None else "since just now, try again"
+            raise NotDeletableError(f"instance {command.subject} is {entry.state.status}: {way_out}")
         if not _deleted(core, batch, command.subject):
             raise InstanceNotFoundError(f"no instance {command.subject!r}")
 
@@ -112,9 +112,7 @@ def _deleted(core: EngineCore, batch: Batch, instance_id: str) -> bool:
     if row is None or instance_id in batch.touched or batch.deletes(instance_id):
         return False
     batch.mark(row.part)
-    batch.commit.deleted.append(
-        Tombstone(instance_id, row.part, row.run, row.event_source, row.event_id, batch.now_us)
-    )
+    batch.commit.deleted.append(Tombstone(instance_id, row.part, row.run, row.event_source, row.event_id, batch.now_us))
     return True
 
 
@@ -213,9 +211,7 @@ def _go_on(
         core.evict(entry)
     run = core.next_run(batch, instance_id)
     copies = [
-        offspring.moved(
-            replace(event, instance_id=instance_id, run=run, seq=seq, attrs=_without(event.attrs, "eager"))
-        )
+        offspring.moved(replace(event, instance_id=instance_id, run=run, seq=seq, attrs=_without(event.attrs, "eager")))
         for seq, event in enumerate((event for event in prefix if event.kind not in _PAUSES), start=1)
     ]
     if not copies:

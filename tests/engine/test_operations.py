@@ -15,16 +15,17 @@ from romancy_stream.wire.event import WireEvent
 from romancy_stream.workflow import workflow
 from tests.engine.world import World
 
-
 TIME = "2026-01-01T00:00:00Z"
 
 
 @activity(retry=RetryPolicy.none())
-async def charge(order_id: str) -> str: ...
+async def charge(order_id: str) -> str:
+    raise AssertionError("activities run in workers")
 
 
 @activity
-async def ship(order_id: str) -> str: ...
+async def ship(order_id: str) -> str:
+    raise AssertionError("activities run in workers")
 
 
 @workflow
@@ -35,7 +36,9 @@ async def order(ctx: WorkflowContext, order_id: str) -> list[str]:
 
 
 def world(**answers: Any) -> World:
-    return World(order, answers={"charge": lambda _, args: f"charged {args[0]}", "ship": lambda *_: "shipped", **answers})
+    return World(
+        order, answers={"charge": lambda _, args: f"charged {args[0]}", "ship": lambda *_: "shipped", **answers}
+    )
 
 
 def command(here: World, type_: str, instance_id: str = "i", **extensions: str) -> dict[str, Any]:
