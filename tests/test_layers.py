@@ -45,7 +45,7 @@ MAY_USE: dict[str, set[str]] = {
     "interaction": {"errors", "engine", "context"},
     "workflow": {"errors", "queues", "engine", "options", "child", "context", "interaction"},
     "activity": {"errors", "retry", "engine", "messaging", "context"},
-    "registry": {"errors", "wire", "events", "workflow", "activity"},
+    "registry": {"errors", "engine", "wire", "events", "workflow", "activity"},
     "schedule_times": set(),
     "schedule": {"schedule_times"},
     "schedule_workflow": {"engine", "context", "interaction", "workflow", "schedule", "schedule_times"},
@@ -63,7 +63,8 @@ MAY_USE: dict[str, set[str]] = {
     "app": BELOW_RUNTIME | {"runtime", "payloads", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
-    "cli": BELOW_RUNTIME | {"runtime", "instances", "handle", "client", "app", "audit", "testing"},
+    "cli": BELOW_RUNTIME
+    | {"runtime", "instances", "handle", "talking", "schedule", "client", "app", "audit", "testing"},
     "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "payloads", "schedule"},  # public names
 }
 
@@ -73,6 +74,7 @@ EXCEPTIONS = {
     ("context", "activity"): "for the type alone: what is to be undone is undone by an activity",
     ("starting", "client"): "for the type alone: a part of every client",
     ("cancelling", "client"): "for the type alone: a part of every client",
+    ("talking", "client"): "for the type alone: a part of every client",
     ("schedule_times", "schedule"): "for the type alone: functions of a schedule, which checks itself with them",
     ("wire.manifest", "broker.port"): "TopicSpec is a value of the manifest that the port takes as it is",
 }
@@ -92,7 +94,14 @@ HOW_TO_WAIT = {("store.database", "finished"), ("store.database", "seen")}
 """How a call of the database is awaited to its end, whoever makes it. They know no database."""
 
 THIRD_PARTY = {
-    "sqlalchemy": {"store", "audit", "testing.sessions", "runtime.attempt", "runtime.attempt_transaction", "runtime.sync_session"},
+    "sqlalchemy": {
+        "store",
+        "audit",
+        "testing.sessions",
+        "runtime.attempt",
+        "runtime.attempt_transaction",
+        "runtime.sync_session",
+    },
     "asyncpg": {"store"},
     "asyncmy": {"store"},
     "aiosqlite": {"store"},
