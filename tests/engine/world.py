@@ -104,11 +104,18 @@ class World(Tables):
             source="/worker",
             type=w.ACTIVITY_COMPLETED if error is None else w.ACTIVITY_FAILED,
             subject=headers["subject"],
-            data=orjson.dumps(value) if error is None else encode_error(error, retryable=retryable),
+            data=self.sealed(value) if error is None else encode_error(error, retryable=retryable),
             time="2026-01-01T00:00:00Z",
             extensions=extensions,
         )
         self.send(event, self.part_of(headers["subject"]), "results")
+
+    def sealed(self, value: Any) -> bytes:
+        """As a worker or a client sends it."""
+        return self.config.sealing.seal(orjson.dumps(value), "a test's value", self.blobs)
+
+    def opened(self, raw: bytes | None) -> Any:
+        return orjson.loads(self.config.sealing.open(raw or b"null", self.blobs))
 
     # -- running -------------------------------------------------------------------------------------------------
     def run(self, *, restarts: bool = False, until_us: int | None = None, limit: int = 10_000) -> None:
@@ -130,7 +137,8 @@ class World(Tables):
         inputs += self.core.timers.due(self.now_us, 1_000)
         loaded = self.prefetch(self.core, inputs)
         closed = self.close(self.core.closings(inputs, self.now_us), self.now_us)
-        self.core.load(replace(loaded, closed=closed))
+        blobs = {**loaded.blobs, **self.known_blobs(self.core.blobs((), results=closed.values()))}
+        self.core.load(replace(loaded, closed=closed, blobs=blobs))
         commit = self.core.handle(inputs, self.now_us)
         self.apply(commit)
         self.now_us += 1_000
@@ -157,7 +165,7 @@ class World(Tables):
         if answer is None:
             return
         try:
-            value = answer(headers, orjson.loads(row.value or b"{}")["args"])
+            value = answer(headers, self.opened(row.value or b"{}")["args"])
         except Exception as error:
             self.result(row, error=error)
         else:
@@ -175,7 +183,7 @@ class World(Tables):
     def output(self, instance_id: str = "i") -> Any:
         row = self.instances[instance_id]
         assert row.status == "completed", (row.status, row.error, row.parked)
-        return orjson.loads(row.output or b"null")
+        return self.opened(row.output)
 
     def error(self, instance_id: str = "i") -> dict[str, Any]:
         row = self.instances[instance_id]
