@@ -18,6 +18,7 @@ from tests.support.snippets import BLOCK_TIMEOUT_S, environment
 EXAMPLES = {path.stem: path for path in sorted((REPO / "examples").glob("*.py")) if path.stem != "__init__"}
 
 PRINTS = {
+    "bulk_import": ["attempt 1 begins behind row 0\nattempt 2 begins behind row 4\n10 rows, 2 attempts"],
     "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
     "deliveries": [
         "a book delivered\no-1:1:2 failed: it broke\na lamp delivered\n",
@@ -37,6 +38,7 @@ PRINTS = {
         "6000 for Ada",
         "customer='Ada' amount=6000 approved_by=['ben', 'eve']",
     ],
+    "mail_queue": ["statement 1 to ada\nstatement 2 to ada\nstatement 3 to ada\na new password to bob"],
     "order_tables": ["all orders together: 12.50"],
     "orders": ["order_id='o-1' status='shipped' tracking='TRACK-o-1'", "['order_workflow-"],
     "payment_retries": [

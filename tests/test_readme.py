@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 
 from romancy_stream import RetryPolicy, app
+from romancy_stream.activity import HEARTBEAT_LIMIT_BYTES
 from romancy_stream.broker.kafka import settings
 from romancy_stream.cli import cli
 from romancy_stream.engine import config, instance, loop
-from romancy_stream.runtime import attempt, node, processor, sweeper
+from romancy_stream.runtime import (
+    attempt,
+    attempt_heartbeats,
+    lapses,
+    node,
+    processor,
+    sweeper,
+    worker_queue,
+    worker_watch,
+)
 from romancy_stream.store import database, pages, paths
 from romancy_stream.wire import malformed
 from tests.support.modules import REPO
@@ -22,6 +32,8 @@ PAGES = (
     "guarantees",
     "workflows",
     "activities",
+    "long-activities",
+    "queues",
     "events",
     "channels",
     "cancel",
@@ -101,6 +113,21 @@ def test_numbers_are_those_of_the_code() -> None:
     assert limits["instances on one page"] == f"50 by default, {pages.PAGE_ROWS_MAX:,} at most"
     assert limits["filters of one `find_instances`"] == str(paths.FILTERS_MAX)
     assert limits["steps of workflow code without waiting"] == f"{loop.STEP_LIMIT:,}"
+
+
+def test_numbers_in_the_pages_on_long_activities_and_queues_are_those_of_the_code() -> None:
+    long = " ".join((REPO / "docs" / "long-activities.md").read_text(encoding="utf-8").split())
+    times = worker_watch.Times()
+    assert f"up to {HEARTBEAT_LIMIT_BYTES:,} bytes" in long
+    assert (attempt_heartbeats.BEAT_EVERY_S, attempt_heartbeats.BEATS_PER_TIMEOUT) == (5, 3)
+    assert "every five seconds, or three times within `heartbeat_timeout`" in long
+    assert (times.check_every_s, "within ten seconds if it does not beat" in long) == (10, True)
+    assert f"after {times.detach_after_s:g} seconds the worker writes down" in long
+    assert f"a *lease* of {times.lease_s:g} seconds" in long
+    assert (lapses.LOOK_AGAIN_S, "twice within five seconds" in long) == (5, True)
+    assert (lapses.LOOK_EVERY_S, "begun elsewhere within half a minute" in long) == (30, True)
+    queues = (REPO / "docs" / "queues.md").read_text(encoding="utf-8")
+    assert f"fetches up to {worker_queue.LOOK_AHEAD}\ntasks" in queues
 
 
 def test_the_command_line_in_the_readme_is_the_one_that_there_is() -> None:

@@ -14,7 +14,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from romancy_stream.activity import Activity
@@ -35,7 +35,7 @@ from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_eager import Eager
-from romancy_stream.runtime.worker_lookup import look_up
+from romancy_stream.runtime.worker_lookup import has_past, look_up
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.runtime.worker_queue import TaskQueue, Waiting
@@ -143,6 +143,7 @@ class ActivityWorker:
         ]
         self.eager = Eager(self, asyncio.get_running_loop().time)
         self._numbers = itertools.count()
+        self._looked_up: set[tuple[ActivityKey, int]] = set()  # taken ahead, and not in a queue yet
         self._running: dict[tuple[ActivityKey, int], Running] = {}
         self._watch = Watch(store, self.incarnation, self._messages.part_of, self._running, self._done, times)
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
@@ -345,11 +346,23 @@ class ActivityWorker:
 
     def take_ahead(self, name: str, waiting: Waiting) -> None:
         queue = next(each for each in self._queues if each.name == name)
-        queue.add(waiting, next(self._numbers))
-        self._begin()
+        if has_past(waiting.task):
+            self._looked_up.add(waiting.task.identity)
+            self._start(self._take_with_past(queue, waiting))
+        else:
+            queue.add(waiting, next(self._numbers))
+            self._begin()
+
+    async def _take_with_past(self, queue: TaskQueue, waiting: Waiting) -> None:
+        known = await look_up(self._store, [], [waiting.task])
+        if waiting.task.identity in self._looked_up:  # else it was dropped
+            self._looked_up.remove(waiting.task.identity)
+            queue.add(replace(waiting, details=known.details(waiting.task)), next(self._numbers))
 
     def drop_waiting(self, identities: set[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
-        return {dropped for queue in self._queues for dropped in queue.drop(identities)}
+        looked_up = identities & self._looked_up
+        self._looked_up -= looked_up
+        return looked_up | {dropped for queue in self._queues for dropped in queue.drop(identities)}
 
     async def keep(self, identities: set[tuple[ActivityKey, int]]) -> None:
         """See `Watch.keep`."""
