@@ -35,10 +35,13 @@ from romancy_stream.errors import (
     InvalidInputError,
     InvalidPageTokenError,
     InvalidPathError,
+    InvalidResetPointError,
     LogIdentityError,
     MessageTimeoutError,
     NamespaceError,
     NonDeterminismError,
+    NotDeletableError,
+    NotRetryableError,
     NotSubscribedError,
     PartitionCountError,
     PayloadError,
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from romancy_stream.client import Client
     from romancy_stream.handle import Handle
     from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
+    from romancy_stream.operating import BulkResult
     from romancy_stream.payloads import BlobStore, Encryption, PayloadCodec, Payloads
     from romancy_stream.schedule import ScheduleInfo
 
@@ -86,6 +90,7 @@ __all__ = [
     "App",
     "BlobStore",
     "BrokerUnavailableError",
+    "BulkResult",
     "ChannelFullError",
     "ChannelModeConflictError",
     "ChildCancelledError",
@@ -114,10 +119,13 @@ __all__ = [
     "InvalidInputError",
     "InvalidPageTokenError",
     "InvalidPathError",
+    "InvalidResetPointError",
     "LogIdentityError",
     "MessageTimeoutError",
     "NamespaceError",
     "NonDeterminismError",
+    "NotDeletableError",
+    "NotRetryableError",
     "NotSubscribedError",
     "Page",
     "PartitionCountError",
@@ -163,6 +171,7 @@ __all__ = [
 
 _LATER = {
     "App": "app",
+    "BulkResult": "operating",
     "BlobStore": "payloads",
     "Client": "client",
     "DeadLetter": "instances",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from cloudevents.core.base import BaseCloudEvent
 
 from romancy_stream.broker.port import Broker
-from romancy_stream.cancelling import Cancelling
 from romancy_stream.engine.payload import encode_data
 from romancy_stream.errors import (
     ConfigurationError,
@@ -21,6 +20,7 @@ from romancy_stream.handle import Handle
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.messaging import ChannelClient
+from romancy_stream.operating import Operating
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.runtime.sealer import OPEN, Sealer
@@ -39,7 +39,7 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
 
-class BaseClient(Scheduling, ChannelClient, Cancelling):
+class BaseClient(Scheduling, ChannelClient, Operating):
     """The methods that an app and a client share. They are usable between entering and leaving."""
 
     namespace: str

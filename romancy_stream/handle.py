@@ -14,6 +14,7 @@ from romancy_stream.errors import (
     RomancyError,
 )
 from romancy_stream.instances import WorkflowInstance
+from romancy_stream.operating import Operable
 from romancy_stream.runtime.hub import Outcome
 from romancy_stream.talking import Addressed
 from romancy_stream.workflow import R, Workflow
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from romancy_stream.client import BaseClient
 
 
-class Handle(Addressed, Cancellable, Generic[R]):
+class Handle(Addressed, Cancellable, Operable, Generic[R]):
     """A started instance."""
 
     _client: BaseClient

@@ -66,7 +66,7 @@ def _source(core: EngineCore, command: WireEvent) -> tuple[str, int] | None:
 def _reset(core: EngineCore, batch: Batch, received: Received, command: WireEvent, entry: Entry | None) -> None:
     with Answer(batch, received, command) as answer:
         events = _history(core, batch, command)
-        prefix, again = reset_point(events, _point(command, events))
+        prefix, again = reset_point(events, named_point(command, events))
         answer.details["run"] = run = _go_on(core, batch, received, entry, prefix, again, command)
         _signalled_again(core, batch, command.subject or "", run, [event for event in events if event.seq > again.seq])
 
@@ -86,7 +86,7 @@ def _fork(core: EngineCore, batch: Batch, received: Received, command: WireEvent
         if core.exists(command.subject) is not None:
             raise InstanceExistsError(f"instance {command.subject} exists")
         events = _history(core, batch, command)
-        prefix, again = reset_point(events, _point(command, events))
+        prefix, again = reset_point(events, named_point(command, events))
         answer.details["run"] = _go_on(core, batch, received, None, prefix, again, command)
 
 
@@ -172,8 +172,8 @@ def _resumed(events: Events, parked: HistoryEvent) -> bool:
     return any(event.kind == h.WORKFLOW_RESUMED and event.seq > parked.seq for event in events)
 
 
-def _point(command: WireEvent, events: Events) -> int:
-    """The event that a command names; the last one where it names none."""
+def named_point(command: WireEvent, events: Events) -> int:
+    """The event that a command names; the last one where it names none. InvalidResetPointError."""
     text = command.extensions.get(w.X_SEQUENCE)
     seq = len(events) if text is None else whole_number(text)
     if seq is None or not 1 <= seq <= len(events):

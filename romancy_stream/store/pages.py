@@ -50,6 +50,7 @@ def fingerprint(query: InstanceQuery, filters: tuple[InputFilter, ...]) -> str:
         query.parent_id,
         query.parked,
         query.finished_before_us,
+        query.finished,
         query.hides,
         [[wanted.path, *_tagged(wanted.value)] for wanted in filters],
     ]

@@ -86,7 +86,8 @@ class WorkerOutboxRow:
 class InstanceQuery:
     """Filters of list/find; they are ANDed. Name and id: case-insensitive substring, `%` and `_` mean themselves.
     Times: [after, before). `input`: dot path -> JSON scalar. `parent_id` exact; `finished_before_us` also says
-    that it has ended. `system`: with the engine's own workflows, which otherwise only their name shows."""
+    that it has ended, `finished` whether it has. `system`: with the engine's own workflows, which otherwise only
+    their name shows."""
 
     workflow_name: str | None = None
     status: str | None = None
@@ -97,6 +98,7 @@ class InstanceQuery:
     parent_id: str | None = None
     parked: bool | None = None
     finished_before_us: int | None = None
+    finished: bool | None = None
     system: bool = False
     limit: int = 50
     page_token: str | None = None

@@ -193,6 +193,8 @@ class _Search:
             found.append(table.c.started_us < _int64(query.started_before_us))
         if query.finished_before_us is not None:
             found.append(table.c.finished_us < _int64(query.finished_before_us))
+        if query.finished is not None:
+            found.append(table.c.finished_us.is_not(None) if query.finished else table.c.finished_us.is_(None))
         if query.parent_id is not None:
             found.append(table.c.parent_id == query.parent_id)
         if query.parked is not None:

@@ -133,6 +133,7 @@ def _matches(row: InstanceRow, query: InstanceQuery) -> bool:
         and (query.started_before_us is None or started < query.started_before_us)
         and (query.parent_id is None or query.parent_id == row.parent_id)
         and (query.parked is None or query.parked == (row.parked is not None))
+        and (query.finished is None or (row.finished_us is not None) == query.finished)
         and (
             query.finished_before_us is None
             or (row.finished_us is not None and row.finished_us < query.finished_before_us)

@@ -1,6 +1,6 @@
-"""Retry, reset, fork and delete under disorder from a seed: processes die before and after a commit, messages come twice
-and late, the cache is tiny. Every command is answered once, every instance comes to an end, and nothing of a run stays
-behind that another one has followed."""
+"""Retry, reset, fork and delete under disorder from a seed: processes die before and after a commit, messages come
+twice and late, the cache is tiny. Every command is answered once, every instance comes to an end, and nothing of a run
+stays behind that another one has followed."""
 
 from __future__ import annotations
 
