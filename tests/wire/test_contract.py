@@ -46,9 +46,20 @@ TYPES = {
 }
 EXTENSIONS = {value for name, value in vars(names).items() if name.startswith("X_")}
 CHANNELS = {
-    "commands": {names.START, names.CANCEL, names.SIGNAL, names.UPDATE, names.CHANNEL_PUBLISH, "user event"},
+    "commands": {
+        names.START,
+        names.CANCEL,
+        names.SIGNAL,
+        names.UPDATE,
+        names.RETRY,
+        names.RESET,
+        names.FORK,
+        names.DELETE,
+        names.CHANNEL_PUBLISH,
+        "user event",
+    },
     "tasks": {names.TASK},
-    "results": {names.ACTIVITY_COMPLETED, names.ACTIVITY_FAILED},
+    "results": {names.ACTIVITY_COMPLETED, names.ACTIVITY_FAILED, names.TO_INSTANCE, names.TO_ENTITY},
     "events": {
         names.STARTED,
         names.COMPLETED,

@@ -36,7 +36,7 @@ def from_python() -> Record:
 
 
 def from_kcat() -> Record:
-    command = block(CONTRACT, "sh", "kcat -P")
+    command = block(CONTRACT, "sh", "ce_type=romancy.workflow.start")
     (value,) = re.findall(r"printf '%s' '(.+)'", command)
     headers = tuple((name, text.encode()) for name, text in HEADER.findall(command))
     return Record("shop.commands", 0, 0, b"order-A-1", value.encode(), headers, 0)
