@@ -138,6 +138,7 @@ class Operating(Cancelling):
         self,
         *,
         workflow_name: str | None = None,
+        status: str = FAILED,
         instance_id: str | None = None,
         started_after: datetime | None = None,
         started_before: datetime | None = None,
@@ -146,7 +147,7 @@ class Operating(Cancelling):
         timeout: float | None = OPERATION_TIMEOUT_S,
     ) -> BulkResult:
         """As `retry`, for all failed instances that the filters find."""
-        query = _query(workflow_name, FAILED, instance_id, started_after, started_before, parent_id, finished=True)
+        query = _query(workflow_name, status, instance_id, started_after, started_before, parent_id, finished=True)
         return await self._to_all(query, lambda each: self.retry(each, timeout=timeout), at_once)
 
     async def delete_all(

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from romancy_stream.cli import audit, dlq, doctor, instances, output, replay, schedules, setup, talking, worker
+from romancy_stream.cli import (
+    audit,
+    dlq,
+    doctor,
+    instances,
+    operating,
+    output,
+    replay,
+    schedules,
+    setup,
+    talking,
+    worker,
+)
 
 cli = typer.Typer(
     name="romancy",
@@ -24,11 +36,13 @@ cli.command()(worker.worker)
 for command in (setup.init, setup.migrate):
     cli.command()(command)
 cli.add_typer(setup.topics, name="topics")
-for function in (instances.start, instances.send, instances.cancel, instances.get, instances.history):
+for function in (instances.start, instances.send, instances.get, instances.history):
     cli.command()(function)
 cli.command("list")(instances.list_)
 for talk in (talking.signal, talking.update, talking.query, talking.versions):
     cli.command()(talk)
+for operation in (operating.cancel, operating.retry, operating.reset, operating.fork, operating.delete):
+    cli.command()(operation)
 cli.add_typer(schedules.schedule, name="schedule")
 cli.add_typer(dlq.dlq, name="dlq")
 for check in (audit.verify, audit.rebuild, replay.replay_check, doctor.doctor):

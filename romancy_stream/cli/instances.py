@@ -1,4 +1,4 @@
-"""`start`, `send`, `cancel`, `get`, `list`, `history`: what there is to do with instances. Those that read open the
+"""`start`, `send`, `get`, `list`, `history`: what there is to do with instances. Those that read open the
 database alone; those that send open the broker too."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def start(
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout needs --wait")
     raw = _input(input, input_file)
-    at_us = _time("--start-at", start_at)
+    at_us = time_option("--start-at", start_at)
     at = None if at_us is None else datetime.fromtimestamp(at_us / 1_000_000, UTC)
     if at is not None and start_delay is not None:
         raise typer.BadParameter("--start-delay and --start-at exclude each other")
@@ -175,29 +175,6 @@ async def _send(app: App, type: str, data: Any, subject: str | None, source: str
             return await client.send_event(type=type, data=data, subject=subject, source=source, id=event_id)
 
 
-def cancel(
-    app: Target,
-    instance_id: Id,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why: kept with the instance.")] = None,
-) -> None:
-    """Cancel an instance: its code may clean up, and what it completed is undone.
-
-    On an embedded broker this process runs the engine and the activities until the request is taken.
-    """
-    run(_cancel(app, instance_id, reason))
-    print(f"cancelling {output.clean(instance_id)}")
-
-
-async def _cancel(app: App, instance_id: str, reason: str | None) -> None:
-    with explaining("app.cancel(...)"):
-        async with sender(app, answers=True) as client:
-            try:
-                with refusing():
-                    await client.cancel(instance_id, reason)
-            except TimeoutError:
-                raise Refused("the request was sent, but no engine answered: does a worker run?") from None
-
-
 def json_argument(text: str | None) -> bytes | None:
     """As it was written, once it is known to be JSON."""
     if text is not None:
@@ -294,8 +271,8 @@ def list_(
         workflow,
         status,
         instance_id,
-        _time("--started-after", started_after),
-        _time("--started-before", started_before),
+        time_option("--started-after", started_after),
+        time_option("--started-before", started_before),
         dict(map(_filter, find)) if find else None,
         system=system,
         limit=limit,
@@ -328,7 +305,7 @@ def _instance(instance: WorkflowInstance) -> list[str]:
     return [instance.instance_id, instance.workflow_name, instance.status, started, lasted, parked]
 
 
-def _time(option: str, text: str | None) -> int | None:
+def time_option(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
