@@ -274,6 +274,27 @@ async def engine_extents(app: App, broker: Broker) -> Any:
     return await kafka.extents(broker, [TP(name, part) for name in names for part in range(found[name].partitions)])
 
 
+async def queues(app: App, broker: Broker) -> AsyncIterator[Finding]:
+    """Tasks that wait, and whether anybody serves their queue."""
+    topics, found = Topics(app.namespace), await broker.topics()
+    groups = {queue: f"{app.namespace}.workers.{queue}" for queue in app.queues if topics.tasks(queue) in found}
+    members = await kafka.readers(broker, list(groups.values()))
+    for queue, group in groups.items():
+        topic = topics.tasks(queue)
+        there = await kafka.extents(broker, [TP(topic, part) for part in range(found[topic].partitions)])
+        offsets = await kafka.committed(broker, group)
+        tasks = sum(end - max(first, offsets.get(tp, first)) for tp, (first, end) in there.items())
+        workers = members.get(group)
+        told = f"{tasks} tasks wait or are under way"
+        if workers is None:
+            yield Finding("ok", f"queue {queue}", told)
+        elif workers or not tasks:
+            yield Finding("ok", f"queue {queue}", f"{told}, {workers} worker processes")
+        else:
+            todo = f"romancy worker MODULE:APP --roles worker --queues {queue}"
+            yield Finding("warn", f"queue {queue}", f"{told}, and no worker process serves it", todo)
+
+
 def broker_failure(error: RomancyError) -> Finding:
     if error.code == "embedded_broker_in_use":
         todo = "nothing, if that is your worker; stop it to have the topics checked"

@@ -72,6 +72,7 @@ async def _findings(app: App) -> list[Finding]:
             return [*findings, checks.broker_failure(error)]
         stack.push_async_callback(broker.close)
         findings += [finding async for finding in checks.broker(app, broker)]
+        findings += [finding async for finding in checks.queues(app, broker)]
         if store is not None:
             findings.append(checks.identity_finding(await checks.identity(app, broker, store)))
             findings.append(await checks.lag(app, broker, store))

@@ -49,6 +49,31 @@ async def extents(broker: Broker, tps: Sequence[TP]) -> Mapping[TP, tuple[int, i
     return {TP(*tp): (first[tp], end[tp]) for tp in asked}
 
 
+async def readers(broker: Broker, groups: Sequence[str]) -> Mapping[str, int]:
+    """Group -> its members; empty for a broker that does not tell."""
+    if not isinstance(broker, KafkaBroker) or not groups:
+        return {}
+    from romancy_stream.broker.kafka.metadata import GroupsRequest
+
+    async with _admin(broker) as admin:
+        answers = [
+            await admin._client.send(await admin.find_coordinator(group), GroupsRequest([group])) for group in groups
+        ]
+    told = {group: len(members) for answer in answers for _, group, _, _, _, members, *_ in answer.groups}
+    return dict.fromkeys(groups, 0) | told  # a group that never had a member is not there
+
+
+async def committed(broker: Broker, group: str) -> Mapping[TP, int]:
+    """The next offset that the group reads, of partitions that it has read."""
+    if isinstance(broker, EmbeddedBroker):
+        return dict(broker._log.positions.get(group, {}))
+    if not isinstance(broker, KafkaBroker):
+        return {}
+    async with _admin(broker) as admin:
+        found = await admin.list_consumer_group_offsets(group)
+    return {TP(*tp): each.offset for tp, each in found.items()}
+
+
 async def cluster(broker: KafkaBroker) -> str:
     async with _admin(broker) as admin:
         told = await admin.describe_cluster()

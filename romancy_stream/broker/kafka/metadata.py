@@ -1,6 +1,7 @@
 """The two requests that aiokafka has only in versions too old for us: Metadata v10, which knows topic ids, and
-CreateTopics v4, which lets the broker choose the replication factor. Both work on every broker from 2.8 to 4.x. The
-layouts are those of the Kafka protocol guide. It touches nothing.
+CreateTopics v4, which lets the broker choose the replication factor; and one whose latest version it cannot read:
+DescribeGroups. All work on every broker from 2.8 to 4.x. The layouts are those of the Kafka protocol guide. It touches
+nothing.
 """
 
 # mypy: disable-error-code="misc"
@@ -12,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.admin import CreateTopicsRequest_v3, CreateTopicsResponse_v3
+from aiokafka.protocol.admin import CreateTopicsRequest_v3, CreateTopicsResponse_v3, DescribeGroupsRequest_v2
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
@@ -129,3 +130,15 @@ class NewTopicsRequest(Request[CreateTopicsRequest_v4]):
 
     def build(self, request_struct_class: type[CreateTopicsRequest_v4]) -> CreateTopicsRequest_v4:
         return request_struct_class(self._topics, self._timeout_ms, False)
+
+
+class GroupsRequest(Request[DescribeGroupsRequest_v2]):
+    """Answer: `groups`: (error code, group, state, protocol type, protocol, members)."""
+
+    API_KEY = DescribeGroupsRequest_v2.API_KEY
+
+    def __init__(self, groups: list[str]) -> None:
+        self._groups = groups
+
+    def build(self, request_struct_class: type[DescribeGroupsRequest_v2]) -> DescribeGroupsRequest_v2:
+        return request_struct_class(self._groups)
