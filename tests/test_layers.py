@@ -56,20 +56,24 @@ MAY_USE: dict[str, set[str]] = {
     "instances": {"engine", "store"},
     "cancelling": BELOW_RUNTIME | {"runtime"},
     "talking": BELOW_RUNTIME | {"runtime"},
-    "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling", "talking"},
+    "operating": BELOW_RUNTIME | {"instances", "cancelling"},
+    "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling", "operating", "talking"},
     "starting": BELOW_RUNTIME | {"runtime", "handle"},
     "scheduling": BELOW_RUNTIME | {"starting", "talking", *SCHEDULES},
-    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "cancelling", "talking"},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "operating", "talking"},
     "app": BELOW_RUNTIME | {"runtime", "payloads", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
     "cli": BELOW_RUNTIME
-    | {"runtime", "instances", "handle", "talking", "schedule", "client", "app", "audit", "testing"},
-    "": VOCABULARY | DEFINITIONS | {"app", "client", "handle", "instances", "payloads", "schedule"},  # public names
+    | {"runtime", "instances", "handle", "operating", "talking", "schedule", "client", "app", "audit", "testing"},
+    "": VOCABULARY
+    | DEFINITIONS
+    | {"app", "client", "handle", "instances", "operating", "payloads", "schedule"},  # public names
 }
 
 EXCEPTIONS = {
     ("handle", "client"): "for the type alone: a handle talks through the client that made it",
+    ("operating", "handle"): "for the type alone: a fork is given to who asked for it as a handle",
     ("context", "workflow"): "for the type alone: children are of workflows, whose code gets a context",
     ("context", "activity"): "for the type alone: what is to be undone is undone by an activity",
     ("starting", "client"): "for the type alone: a part of every client",
