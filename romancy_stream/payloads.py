@@ -291,12 +291,9 @@ def _encoded(codec: PayloadCodec, raw: bytes) -> bytes:
 
 def _halves(raw: bytes) -> tuple[bytes, bytes]:
     try:
-        args, result = halves(raw)
+        return halves(raw)
     except ValueError:
         raise _not_ours() from None
-    if is_pair(args) or is_pair(result):
-        raise _not_ours()
-    return args, result
 
 
 def _blob(name: str, blobs: Blobs) -> bytes:
