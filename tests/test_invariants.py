@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from romancy_stream import App, CommitUnknownError, FencedError, RetryPolicy, WorkflowContext
 from romancy_stream.engine.commit import Commit
@@ -16,6 +17,7 @@ from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import Relay
+from romancy_stream.store.port import PartitionSnapshot
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.record import TP, OutRecord, Record
 from tests.support import eventually
@@ -143,3 +145,55 @@ async def test_who_is_no_member_any_more_loads_nothing(tmp_path: Path) -> None:
     await relay.close()
     await broker.close()
     await store.close()
+
+
+class OvertakenStore(GatedStore):
+    """While `overtaken`, somebody else takes over, and commits once, just before the snapshot is read."""
+
+    overtaken = False
+
+    async def snapshot(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
+        if self.overtaken:
+            self.overtaken = False
+            await super().take_over(parts, "somebody else")
+            async with self.db.writing("commit as somebody else") as connection:
+                await connection.execute(text("UPDATE romancy_partitions SET commit_no = commit_no + 1"))
+        return await super().snapshot(parts)
+
+
+async def test_who_was_overtaken_while_loading_does_not_share_the_new_owners_epoch(tmp_path: Path) -> None:
+    app = program(tmp_path, [])
+    async with app:
+        pass  # makes topics and tables
+    store, broker = OvertakenStore(app.database_url), app.make_broker()
+    await store.open()
+    await broker.open()
+    store.overtaken = True
+    core = EngineCore(CoreConfig(app.namespace, app.partitions, RetryPolicy()), app.registry.workflows)
+    relay = Relay(broker)
+    processor = Processor(core, store, relay, "latecomer", lambda commit: None, lambda owned: None)
+    with pytest.raises(FencedError, match="while it was loaded"):
+        await processor.on_assigned({TP(topic, 0) for topic in (app.topics.commands, app.topics.results)})
+    assert core.owned == frozenset()
+    await relay.close()
+    await broker.close()
+    await store.close()
+
+
+async def test_a_lost_commit_is_not_taken_for_that_of_another_owner(tmp_path: Path) -> None:
+    """The commit number has moved on by one, as it would have with ours."""
+    app = program(tmp_path, [])
+    app.make_store = lambda: _kept(app, OvertakenStore(app.database_url))  # type: ignore[method-assign]
+    async with app:
+        await app.wait_assigned()
+        assert isinstance(app.store, OvertakenStore)
+        app.store.breaks = app.store.overtaken = True
+        handle = await app.start_by_name("hello", "Ada")
+        assert await handle.result(timeout=PATIENCE_S) == "hello Ada"
+        assert not app.store.breaks
+        assert not app.store.overtaken
+
+
+def _kept(app: GatedApp, store: GatedStore) -> GatedStore:
+    app.store = store
+    return store

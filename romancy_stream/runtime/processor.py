@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -198,11 +198,12 @@ class Processor:
 
     async def _take_over(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         """Epoch first, then the question whether the group still wants us, then the state."""
-        await self._ask(lambda: self._store.take_over(parts, self._owner))
+        epochs = await self._ask(lambda: self._store.take_over(parts, self._owner))
         if self.source is not None and not await self.source.confirm_membership():
             raise FencedError("the consumer group moved on while the partitions were taken over")
         self._clock.learn(await self._ask(self._store.now_us))
         snapshots = await self._ask(lambda: self._store.snapshot(parts))
+        _require_ours(snapshots, epochs)
         for snapshot in snapshots:
             self.core.adopt(
                 PartitionStart(
@@ -448,6 +449,7 @@ class Processor:
         if any(epochs[mark.part] != mark.epoch + 1 for mark in commit.marks):
             raise FencedError("another process owns one of the partitions")
         snapshots = {s.part: s for s in await self._answer(self._store.snapshot(parts))}
+        _require_ours(snapshots.values(), epochs)  # else the commit that was counted may be another owner's
         applied = {snapshots[mark.part].commit_no == mark.commit_no + 1 for mark in commit.marks}
         if len(applied) != 1:
             raise FencedError("the commit took effect in part: another process wrote in between")
@@ -488,6 +490,12 @@ class Processor:
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)
+
+
+def _require_ours(snapshots: Iterable[PartitionSnapshot], epochs: Mapping[int, int]) -> None:
+    """The epoch in a snapshot may be that of somebody who came after us: with it, both would pass the fence."""
+    if any(snapshot.epoch != epochs[snapshot.part] for snapshot in snapshots):
+        raise FencedError("another owner took a partition over while it was loaded")
 
 
 def _lapsed(each: Detached) -> LeaseLapsed:
