@@ -61,11 +61,13 @@ pythons: venv ## the core, the API and the embedded path on every other supporte
 demo: venv ## see it work: examples/demo.py
 	$(BIN)/python examples/demo.py
 
-bench: venv ## how fast it is here, beside a program without an engine: about 5 minutes
+bench: venv ## how fast it is here, beside a program without an engine: about 7 minutes
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.throughput --broker embedded --database sqlite
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.latency --broker embedded --database sqlite
+	$(BIN)/python -m benchmarks.shapes --runs 3
+	$(BIN)/python -m benchmarks.shapes --runs 3 --broker embedded --database sqlite
 	$(BIN)/python -m benchmarks.memory
 
 services: ## start Kafka, PostgreSQL and MariaDB and leave them running

@@ -65,6 +65,15 @@ def test_one_process(benchmark: str) -> None:
     assert set(facts[name]) == SPREAD
 
 
+def test_shapes() -> None:
+    shapes = ("parallel 5", "sequential 160", "events 5", "timers 5")
+    facts = printed("benchmarks.shapes", "--broker", "embedded", "--runs", "1", "--warm-up", "5", "--shapes", *shapes)
+    assert facts["benchmark"] == "shapes"
+    for shape in shapes:
+        assert set(facts[shape]["seconds"]) == SPREAD
+    assert set(facts["sequential 160"]["last_steps_to_100th"]) == SPREAD
+
+
 def test_memory() -> None:
     facts = printed("benchmarks.memory", "--workflows", "30", "--every", "10")
     assert facts["after_workflows"] == [10, 20, 30]
