@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,11 @@ def check_log(process: Process) -> None:
     assert len(process.lines) < LINES_LIMIT, "\n".join(process.lines[-50:])
 
 
-async def until_they_let_go(*processes: Process) -> None:
+@asynccontextmanager
+async def they_let_go(*processes: Process) -> AsyncIterator[None]:
+    """Of what happens in the block: they may notice before the one that kills a server has returned."""
     before = {process: process.count(LET_GO) for process in processes}
+    yield
     await eventually(lambda: all(process.count(LET_GO) > before[process] for process in processes), deadline_s=OUTAGE_S)
 
 
@@ -65,8 +69,8 @@ async def test_postgres_is_killed_and_stays_away_for_a_while(
             await private_servers.restart("postgres")
             await stage.completed(30)
             starting.create_task(start_all(client, work[50:]))
-            private_servers.kill("postgres")
-            await until_they_let_go(first, second)
+            async with they_let_go(first, second):
+                private_servers.kill("postgres")
             await private_servers.restart("postgres")
         await stage.finish(work)
         check_log(first)
@@ -85,8 +89,8 @@ async def test_mariadb_is_killed_and_stays_away_for_a_while(
         private_servers.kill("mariadb")
         await private_servers.restart("mariadb")
         await stage.completed(20)
-        private_servers.kill("mariadb")
-        await until_they_let_go(process)
+        async with they_let_go(process):
+            private_servers.kill("mariadb")
         await private_servers.restart("mariadb")
         assert await process.ended() == 0
         await stage.finish(work, tidy=False)
