@@ -54,8 +54,8 @@ class App(BaseClient):
     ROMANCY_BROKER, ROMANCY_DATABASE and ROMANCY_NAMESPACE are read.
 
     `event_ttl`: how long an event is kept that nobody waits for yet, `channel_retention`: a message of a competing
-    channel that nobody takes, `dedup_window`: how long an event is known by its
-    source and id; in seconds, or a timedelta.
+    channel that nobody takes, `dedup_window`: how long an event is known by its source and id, `retention`: how long
+    finished instances are kept, None for ever; in seconds, or a timedelta.
 
     `payloads`: encrypts payloads, and keeps large ones elsewhere; the same in every process, clients too.
     """
@@ -76,6 +76,7 @@ class App(BaseClient):
         event_ttl: float | timedelta = EVENT_TTL_S,
         channel_retention: float | timedelta = CHANNEL_RETENTION_S,
         dedup_window: float | timedelta = DEDUP_WINDOW_S,
+        retention: float | timedelta | None = None,
         payloads: Payloads | None = None,
     ) -> None:
         self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
@@ -102,6 +103,7 @@ class App(BaseClient):
         self._event_ttl_s = _seconds("event_ttl", event_ttl, 0)
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
+        self._retention_s = None if retention is None else _seconds("retention", retention, 0)
         if payloads is not None:
             self._sealer = Sealer(payloads, payloads.store or NO_VAULT)
         self._node: Node | None = None
@@ -356,6 +358,7 @@ class App(BaseClient):
             event_ttl_s=self._event_ttl_s,
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,
+            retention_s=self._retention_s,
             sealer=self._sealer,
         )
 

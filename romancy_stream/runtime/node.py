@@ -53,6 +53,7 @@ class NodeConfig:
     event_ttl_s: float = EVENT_TTL_S
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
+    retention_s: float | None = None
     sealer: Sealer = OPEN
 
 
@@ -119,6 +120,7 @@ class Node:
                 self._registry.workflows,
                 worker_id=config.worker_id,
                 dedup_window_s=config.dedup_window_s,
+                retention_s=config.retention_s,
                 on_commit=self.hub.on_commit,
                 on_ownership=self.hub.on_ownership,
                 eager=self.worker.eager if self.worker is not None and config.eager else None,

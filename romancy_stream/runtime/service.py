@@ -51,6 +51,7 @@ class EngineService:
         on_commit: Callable[[Commit], None],
         on_ownership: Callable[[], None],
         dedup_window_s: float = DEDUP_WINDOW_S,
+        retention_s: float | None = None,
         eager: Eager | None = None,
         vault: Vault = NO_VAULT,
     ) -> None:
@@ -65,7 +66,7 @@ class EngineService:
         self._on_ownership = on_ownership
         self._sweeper = Sweeper(self.core, store, broker)
         self._lapses = Lapses(self.core, store)
-        self._expiry = Expiry(self.core, store, dedup_window_s)
+        self._expiry = Expiry(self.core, store, dedup_window_s, retention_s)
         self._owned: frozenset[int] = frozenset()
         self._assigned = asyncio.Event()
         self._progress = False

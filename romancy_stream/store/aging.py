@@ -3,16 +3,16 @@ first and deleted by key, so that nobody waits for rows that merely lie near the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import Table, and_, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.store.clocks import clock
 from romancy_stream.store.database import Database, finished
 from romancy_stream.store.keys import KEYS_PER_STATEMENT, any_of, chunks
-from romancy_stream.store.tables import instances, intake, items, tombstones
+from romancy_stream.store.tables import activity_results, instances, intake, items, tombstones
 
 
 class Aging:
@@ -29,10 +29,11 @@ class Aging:
             return [(row.part, row.entity, row.seq) for row in await connection.execute(found)]
 
     async def finished_before(self, parts: Sequence[int], before_us: int, limit: int) -> Sequence[tuple[int, str]]:
-        found = (
+        started, ended = instances.c.started_us, instances.c.finished_us
+        found = (  # by the index of starts: what has ended so long ago began before that
             select(instances.c.part, instances.c.instance_id)
-            .where(instances.c.part.in_(parts), instances.c.finished_us < before_us)
-            .order_by(instances.c.finished_us, instances.c.instance_id)
+            .where(instances.c.part.in_(parts), ended < before_us, started < before_us)
+            .order_by(started, instances.c.instance_id)
             .limit(limit)
         )
         async with self.db.reading("look for old instances") as connection:
@@ -42,16 +43,33 @@ class Aging:
         return await finished(self._forget(intake, parts, before_us, limit))
 
     async def forget_tombstones(self, parts: Sequence[int], before_us: int, limit: int) -> int:
-        return await finished(self._forget(tombstones, parts, before_us, limit))
+        """And what a worker has recorded for such an instance at the moment of its deletion: by now it is over."""
+        return await finished(self._forget(tombstones, parts, before_us, limit, _forget_late_results))
 
-    async def _forget(self, table: Table, parts: Sequence[int], before_us: int, limit: int) -> int:
+    async def _forget(
+        self,
+        table: Table,
+        parts: Sequence[int],
+        before_us: int,
+        limit: int,
+        first: Callable[[AsyncConnection, Sequence[Any]], Awaitable[None]] | None = None,
+    ) -> int:
         key = list(table.primary_key)
-        old = (
-            select(*key).where(table.c.part.in_(parts), table.c.at_us < before_us).order_by(table.c.at_us).limit(limit)
-        )
+        old = select(table).where(table.c.part.in_(parts), table.c.at_us < before_us).order_by(table.c.at_us)
         async with self.db.writing(f"forget old rows of {table.name}") as connection:
-            keys = sorted(tuple(row) for row in await connection.execute(old))
+            found = (await connection.execute(old.limit(limit))).all()
+            if first is not None:
+                await first(connection, found)
+            keys = sorted(tuple(row._mapping[column] for column in key) for row in found)
             return await _deleted(connection, table, key, keys, before_us)
+
+
+async def _forget_late_results(connection: AsyncConnection, found: Sequence[Any]) -> None:
+    """Of the runs that were deleted: a later one under the same id has higher numbers."""
+    instance_id, run = activity_results.c.instance_id, activity_results.c.run
+    for chunk in chunks(sorted((row.instance_id, row.run) for row in found), KEYS_PER_STATEMENT):
+        late = or_(*(and_(instance_id == gone, run <= last) for gone, last in chunk))
+        await connection.execute(delete(activity_results).where(late))
 
 
 async def _deleted(

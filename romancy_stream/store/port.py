@@ -230,13 +230,13 @@ class Store(Protocol):
         """Detached attempts whose worker's lease has run out, or is not there."""
         ...
 
-    # -- what grows old: each returns at most `limit`, oldest first
+    # -- what grows old: each at most `limit`, oldest first
     async def expired_items(self, parts: Sequence[int], limit: int) -> Sequence[tuple[int, str, int]]:
         """(part, entity, seq) of items whose time is over."""
         ...
 
     async def finished_before(self, parts: Sequence[int], before_us: int, limit: int) -> Sequence[tuple[int, str]]:
-        """(part, instance_id)."""
+        """(part, instance_id), by the time of their start."""
         ...
 
     async def forget_intake(self, parts: Sequence[int], before_us: int, limit: int) -> int: ...

@@ -15,7 +15,7 @@ from romancy_stream.runtime.expiry import TOMBSTONES_S, Expiry
 from romancy_stream.store import tables
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.partition import partition_for
-from tests.store.writing import committed, entity, item, owned, rows, tombstone
+from tests.store.writing import committed, entity, event, instance, item, owned, rows, tombstone
 
 PARTITIONS = 4
 MINUTE_US = 60_000_000
@@ -42,7 +42,9 @@ class Owner:
 
     async def feed(self, inputs: Sequence[Input]) -> Sequence[Input]:
         self.fed.append(len(inputs))
-        self.core.load(Loaded(entities=await self._store.entities(self.core.missing_entities(inputs))))
+        known = await self._store.known(self.core.missing(inputs))
+        entities = await self._store.entities(self.core.missing_entities(inputs))
+        self.core.load(Loaded(known.instances, entities=entities))
         await self._store.commit(self.core.handle(inputs, await self._store.now_us()))
         return inputs
 
@@ -106,3 +108,34 @@ async def test_a_sweep_ends_when_nothing_can_be_removed(store: SqlStore, monkeyp
     await Expiry(owner.core, store).sweep(in_vain)  # owns nothing, asks for nothing
     assert len(fed) == 1
     await store.close()
+
+
+async def test_what_has_been_finished_for_long_is_removed_bit_by_bit(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "RETIRED_AT_ONCE", (1, 4))
+    monkeypatch.setattr(expiry, "RETIRING_S", 60.0)
+    now_us = await store.now_us()
+    ids = [instance_in(0, f"o-{number}-") for number in range(9)]
+    ended = {"status": "completed", "started_us": now_us - 9 * MINUTE_US}
+    old = [instance(i, **ended, finished_us=now_us - 5 * MINUTE_US) for i in ids]
+    young = instance(instance_in(0, "young-"), **ended, finished_us=now_us - MINUTE_US)
+    open_ = instance(instance_in(0, "open-"), started_us=now_us - 9 * MINUTE_US)
+    rows_of = [*old, young, open_]
+    history = [event(row.instance_id) for row in rows_of]
+    await committed(store, await owned(store, 0, 1), instances=rows_of, history=history)
+    owner = Owner(store)
+    await owner.begin()
+    await Expiry(owner.core, store).sweep(owner.feed)
+    assert owner.fed == [], "unless somebody says otherwise they are kept"
+    await Expiry(owner.core, store, retention_s=180).sweep(owner.feed)
+    assert owner.fed == [1, 2, 4, 2]
+    known = await store.known([row.instance_id for row in rows_of])
+    assert set(known.instances) == {young.instance_id, open_.instance_id}
+    assert set(known.tombstones) == set(ids)
+    await store.close()
+
+
+def instance_in(part: int, prefix: str) -> str:
+    ids = (f"{prefix}{number}" for number in range(1_000))
+    return next(i for i in ids if partition_for(i.encode(), PARTITIONS) == part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from romancy_stream.engine.commit import ActivityKey
 from romancy_stream.store import tables
 from romancy_stream.store.sql import SqlStore
 from tests.store.writing import committed, entity, instance, item, owned, rows, tombstone
@@ -28,12 +29,24 @@ async def test_items_expire_by_the_databases_clock(store: SqlStore) -> None:
 
 
 async def test_instances_that_ended_before(store: SqlStore) -> None:
-    ended = [instance(f"o-{n}", status="completed", finished_us=us) for n, us in enumerate((30, 10, 20, 20, 40))]
-    others = [instance("open"), instance("elsewhere", part=3, status="failed", finished_us=1)]
+    ended = [
+        instance(f"o-{n}", status="completed", started_us=us - 5, finished_us=us)
+        for n, us in enumerate((30, 10, 20, 20, 40))
+    ]
+    others = [instance("open"), instance("elsewhere", part=3, status="failed", started_us=0, finished_us=1)]
     await committed(store, await owned(store, 0), instances=[*ended, *others])
     assert await store.finished_before([0, 1], 30, 10) == [(0, "o-1"), (0, "o-2"), (0, "o-3")]
     assert await store.finished_before([0, 1, 3], 30, 2) == [(3, "elsewhere"), (0, "o-1")]
     assert await store.finished_before([2], 2**62, 10) == []
+
+
+async def test_what_a_worker_recorded_of_a_deleted_run_goes_with_its_tombstone(store: SqlStore) -> None:
+    marks = await owned(store, 0)
+    await committed(store, marks, deleted=[tombstone("gone", run=2, at_us=5), tombstone("young", run=1, at_us=50)])
+    keys = [ActivityKey(*key) for key in (("gone", 1, "a"), ("gone", 2, "a"), ("gone", 3, "a"), ("young", 1, "a"))]
+    await store.close_activities(keys, 1)
+    assert await store.forget_tombstones([0], 10, 10) == 1
+    assert set(await store.results(keys)) == {keys[2], keys[3]}, "run 3 is alive, and the other may still be written"
 
 
 async def test_what_was_taken_in_is_forgotten_oldest_first(store: SqlStore) -> None:
