@@ -148,11 +148,20 @@ class Processor:
                     if TP(topic, snapshot.part) in positions:
                         positions[TP(topic, snapshot.part)] = offset
             found: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
-            found += [_lapsed(each) for s in snapshots for each in s.eager if not self._is_running(each)]
+            found += [_lapsed(each) for each in await self._left_behind(snapshots)]
             if found:
                 await self._run(found)
         self._on_ownership(self.core.owned)
         return positions
+
+    async def _left_behind(self, snapshots: Sequence[PartitionSnapshot]) -> Sequence[Detached]:
+        """Attempts that a process kept to itself and that nobody has any more: a lease stands for those it has written
+        down, since they run long or since its partitions went away, and `Lapses` looks after these."""
+        kept = [each for snapshot in snapshots for each in snapshot.eager if not self._is_running(each)]
+        if not kept:
+            return ()
+        leased = await self._ask(lambda: self._store.detached([each.key for each in kept]))
+        return [each for each in kept if each.key not in leased or leased[each.key].attempt < each.attempt]
 
     def _is_running(self, each: Detached) -> bool:
         local = self._local

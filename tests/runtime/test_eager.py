@@ -183,3 +183,38 @@ async def test_a_result_that_is_recorded_and_not_heard_is_found_by_the_next_owne
         assert await app.handle("i", flow).result(timeout=PATIENCE_S) == 1
         async with app._store.db.engine.connect() as connection:
             assert (await connection.execute(text("SELECT count(*) FROM notes"))).scalar_one() == 1
+
+
+async def test_what_is_under_way_stays_where_it_is_when_its_partition_goes(tmp_path: Path) -> None:
+    """Another process joins: the lease of the one that has the attempts tells that they are not left behind."""
+    begun: list[str] = []
+    go = asyncio.Event()
+
+    def process() -> tuple[App, Any]:
+        app = program(tmp_path)
+
+        @app.activity
+        async def step(ctx: ActivityContext) -> str:
+            begun.append(ctx.instance_id)
+            await go.wait()
+            return ctx.instance_id
+
+        @app.workflow
+        async def flow(ctx: WorkflowContext) -> str:
+            return await step()
+
+        return app, flow
+
+    ids = [f"i{n}" for n in range(8)]  # in both partitions
+    app, flow = process()
+    other, _ = process()
+    async with app:
+        for instance_id in ids:
+            await app.start(flow, instance_id=instance_id)
+        await eventually(lambda: len(begun) == len(ids))
+        async with other:
+            await other.wait_assigned()
+            go.set()
+            for instance_id in ids:
+                assert await app.handle(instance_id, flow).result(timeout=PATIENCE_S) == instance_id
+        assert sorted(begun) == ids
