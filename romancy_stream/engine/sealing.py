@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Final, Protocol, TypeGuard
 
+import orjson
+
 from romancy_stream.engine.history import WORKFLOW_STARTED, HistoryEvent
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.wire.malformed import MAX_DATA_BYTES
 
 MARK: Final = b'{"$romancy":'
+_FIRST_KEY: Final = b'"$romancy"'
 
 Blobs = Mapping[str, bytes]
 
@@ -38,6 +41,17 @@ class Sealing(Protocol):
 
 def is_sealed(raw: bytes | None) -> TypeGuard[bytes]:
     return raw is not None and raw.startswith(MARK)
+
+
+def put_back(raw: bytes | None) -> bytes | None:
+    """A sealed payload out of a column of a database's own JSON type, which has its own order of keys. What is not
+    sealed stays as it is."""
+    if raw is None or raw.startswith(MARK) or _FIRST_KEY not in raw:
+        return raw
+    found = orjson.loads(raw)
+    if not isinstance(found, dict) or not isinstance(found.get("$romancy"), str):
+        return raw
+    return orjson.dumps({"$romancy": found.pop("$romancy"), **found})
 
 
 def sealed_in(event: HistoryEvent) -> Iterable[bytes]:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow, TimerRow
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.sealing import put_back
 from romancy_stream.store import tables
 from romancy_stream.store.port import DeadLetterRow
 
@@ -74,7 +75,7 @@ DEAD_LETTER_COLUMNS: Final = (
 def instance_row(row: Row) -> InstanceRow:
     values = list(row)
     for index in _JSON_OF_INSTANCE:
-        values[index] = raw(values[index])
+        values[index] = put_back(raw(values[index]))
     return InstanceRow(*values)
 
 

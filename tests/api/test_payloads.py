@@ -30,7 +30,7 @@ from romancy_stream import (
     update,
     workflow,
 )
-from romancy_stream.engine.sealing import is_sealed
+from romancy_stream.engine.sealing import is_sealed, put_back
 from romancy_stream.payloads import KEY_BYTES, NONCE_BYTES
 from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.schedule import schedule_id
@@ -385,6 +385,16 @@ async def test_histories_of_sealed_payloads_are_replayed(sort: str, tmp_path: Pa
     replay(load_history(tmp_path / "h.json"), app)
 
 
+async def test_a_query_that_cannot_read_the_history_says_so() -> None:
+    app = make_app(sorts()["encrypted"])
+    async with WorkflowEnvironment(app) as env:
+        handle = await app.start(Desk, SECRET)
+        await env.sleep(1)
+        app._sealer = Sealer(Payloads(codec=Encryption({"b": KEY})))
+        with pytest.raises(PayloadError, match="'a', which this process lacks"):
+            await handle.query(Desk.last, "")
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 async def _starts(app: App, instance_id: str) -> None:
     await app.start(echo, HUGE)
@@ -508,3 +518,15 @@ def test_names_of_the_package() -> None:
     import romancy_stream
 
     assert all(name in romancy_stream.__all__ and getattr(romancy_stream, name) for name in names)
+
+
+def test_a_database_may_have_its_own_order_of_keys() -> None:
+    for payloads in sorts().values():
+        sealed = payloads.seal(RAW, "it", {})
+        told = orjson.loads(sealed)
+        turned = dict(sorted(told.items(), key=lambda item: len(item[0])))
+        assert put_back(orjson.dumps(turned)) == sealed
+        assert put_back(sealed) == sealed
+    others = (b"1", b'{"a": "$romancy"}', b'{"a": {"$romancy": "x"}}', b'["$romancy"]', b'{"a":1, "$romancy":1}', None)
+    for plain in others:
+        assert put_back(plain) == plain
