@@ -1,5 +1,5 @@
-"""A channel that hands out jobs, each to one worker. An activity publishes what it has saved, in its own transaction, and
-a broadcast tells everybody to go home.
+"""A channel that hands out jobs, each to one worker. An activity publishes what it has saved, in its own transaction,
+and a broadcast tells everybody to go home.
 
 python -m examples.job_queue
 """

@@ -224,9 +224,7 @@ class WorkflowCancelledError(RomancyError):
         compensation_failed: Sequence[str] = (),
     ) -> None:
         why = f": {reason}" if reason else ""
-        super().__init__(
-            f"workflow instance {instance_id} was cancelled{why}{_not_undone(compensation_failed)}"
-        )
+        super().__init__(f"workflow instance {instance_id} was cancelled{why}{_not_undone(compensation_failed)}")
         self.instance_id = instance_id
         self.reason = reason
         self.by = by

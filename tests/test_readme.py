@@ -137,7 +137,8 @@ def test_the_command_line_in_the_readme_is_the_one_that_there_is() -> None:
         first, *others = re.findall(r"`(.+?)`", cell)
         group = first.split()[1]
         told |= {group} | (set() if group == "dlq" else {name for name in others if name.isalpha()})
-    there = {command.name or command.callback.__name__.replace("_", "-") for command in cli.registered_commands if command.callback}
+    commands = [command for command in cli.registered_commands if command.callback]
+    there = {each.name or each.callback.__name__.replace("_", "-") for each in commands if each.callback}
     assert told == there | {group.name for group in cli.registered_groups}
 
 
