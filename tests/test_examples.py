@@ -47,6 +47,10 @@ PRINTS = {
         "gave up after 2 attempts: down for the day",
         "activity.attempt_failed call_payment_api:1 2",
     ],
+    "private_orders": [
+        "0 files have 'Ada Lovelace' in them\nAda Lovelace has signed 260,000 characters\n",
+        "without the new key: a payload was encrypted with key 'new', which this process lacks",
+    ],
     "reports": ["report about sales\n7 nights made up for\n", "0 3 * * * in Europe/Berlin, next at 03:00"],
     "user_registration": ["creating the account of Ada", "account_id='ACC-123' status='completed'"],
     "wait_for_payment": ["o-1: 20.00 paid, signed by Ada", "o-2: 5.00 paid, nobody has signed"],

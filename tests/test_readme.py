@@ -43,6 +43,7 @@ PAGES = (
     "recur",
     "schedules",
     "operations",
+    "payloads",
     "testing",
 )
 DOCUMENTS = ["README.md", *(f"docs/{page}.md" for page in PAGES)]

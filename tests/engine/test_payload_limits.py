@@ -3,7 +3,6 @@ that a reader would refuse is ever sent."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -38,7 +37,7 @@ async def too_much(ctx: WorkflowContext, how: str) -> str:
             return HUGE
         elif how == "recur":
             await ctx.recur(HUGE)
-        await asyncio.sleep(1)
+        await ctx.sleep(1)
     except PayloadTooLargeError as error:
         return str(error)
     return "nothing"
