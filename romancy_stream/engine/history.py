@@ -144,7 +144,7 @@ class HistoryEvent:
                              parent {id, run, ref, close} where given; of a run that follows another: recurred, and
                              what that left behind: mailbox, subscriptions, groups; of a run that an operator has
                              begun: follows {command, by, event_id, run, copied: how many events, since: the first
-                             run of those that followed one another so}
+                             run of those that followed one another so, seed: of the code's random numbers}
                              slot {entity, limit, of}: what the run needs before its code begins
     workflow.cancel_requested  reason, by (source of the command), event_id
     workflow.cancelled       payload {"reason", "by"}

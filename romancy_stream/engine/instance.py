@@ -107,6 +107,7 @@ class LiveInstance:
         self._ids: set[str] = set()
         self._counters: dict[str, int] = {}
         self._random: Random | None = None
+        self._seed = f"{instance_id}/{run}"
         self.arguments: Any = None  # decoded already, by who accepted the start
         self.following: Any = None  # arguments of the run that follows this one
         self.following_input: bytes | None = None
@@ -145,7 +146,7 @@ class LiveInstance:
     @property
     def random(self) -> Random:
         if self._random is None:
-            self._random = Random(f"{self.instance_id}/{self.run}")
+            self._random = Random(self._seed)
         return self._random
 
     def now_us(self) -> int:
@@ -334,6 +335,7 @@ class LiveInstance:
 
     def _started(self, event: HistoryEvent) -> None:
         self._rules = event.attrs.get("rules", 1)
+        self._seed = event.attrs.get("follows", {}).get("seed", self._seed)
         arguments, self.arguments = self.arguments, None
         if arguments is None:
             arguments = self._definition.decode(event.payload)

@@ -7,8 +7,8 @@ before are dropped by its number, so what was open at that point is asked for an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from romancy_stream.engine import channels, offspring, slots
@@ -36,7 +36,8 @@ _GIVEN_UP = frozenset({h.ACTIVITY_FAILED, h.CHILD_FAILED, h.CHILD_CANCELLED})
 _ATTEMPTS = frozenset(
     {h.ACTIVITY_ATTEMPT_FAILED, h.ACTIVITY_RETRIED, h.ACTIVITY_HEARD, h.ACTIVITY_DEFERRED, h.ACTIVITY_RELEASED}
 )
-_PAUSES = frozenset({h.WORKFLOW_PARKED, h.WORKFLOW_RESUMED})
+_LEFT_OUT = frozenset({h.WORKFLOW_PARKED, h.WORKFLOW_RESUMED, h.WORKFLOW_ADOPTED})
+"""Of a copy: the new run is awake, and begins with the parent of now."""
 
 
 def prefixes(core: EngineCore, inputs: Sequence[Input]) -> Iterable[tuple[str, int]]:
@@ -67,7 +68,8 @@ def _reset(core: EngineCore, batch: Batch, received: Received, command: WireEven
     with Answer(batch, received, command) as answer:
         events = _history(core, batch, command)
         prefix, again = reset_point(events, named_point(command, events))
-        answer.details["run"] = run = _go_on(core, batch, received, entry, prefix, again, command)
+        run = _go_on(core, batch, received, entry, prefix, again, _following(command, events))
+        answer.details["run"] = run
         _signalled_again(core, batch, command.subject or "", run, [event for event in events if event.seq > again.seq])
 
 
@@ -77,7 +79,7 @@ def _retry(core: EngineCore, batch: Batch, received: Received, command: WireEven
             raise NotRetryableError(f"instance {command.subject} has not failed: it is {entry.state.status}")
         events = _history(core, batch, command)
         prefix, again = retry_point(events)
-        answer.details["run"] = _go_on(core, batch, received, None, prefix, again, command)
+        answer.details["run"] = _go_on(core, batch, received, None, prefix, again, _following(command, events))
 
 
 def _fork(core: EngineCore, batch: Batch, received: Received, command: WireEvent, entry: Entry | None) -> None:
@@ -87,7 +89,7 @@ def _fork(core: EngineCore, batch: Batch, received: Received, command: WireEvent
             raise InstanceExistsError(f"instance {command.subject} exists")
         events = _history(core, batch, command)
         prefix, again = reset_point(events, named_point(command, events))
-        answer.details["run"] = _go_on(core, batch, received, None, prefix, again, command)
+        answer.details["run"] = _go_on(core, batch, received, None, prefix, again, _following(command, events))
 
 
 def _delete(core: EngineCore, batch: Batch, received: Received, command: WireEvent, entry: Entry | None) -> None:
@@ -192,6 +194,38 @@ def _history(core: EngineCore, batch: Batch, command: WireEvent) -> list[History
 
 
 # -- another run -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """What a run follows. `parent`: of the new run; none of a fork, whose parent waits for another one's end."""
+
+    command: WireEvent
+    begun: HistoryEvent
+    parent: Mapping[str, Any] | None
+
+    def beginning(self, first: HistoryEvent, copied: int) -> HistoryEvent:
+        """The beginning of the new run with what it follows, and how much of it is a copy."""
+        before = self.begun
+        told = before.attrs.get("follows", {})
+        same = first.instance_id == before.instance_id
+        follows = {
+            "command": self.command.type,
+            "by": self.command.source,
+            "event_id": self.command.id,
+            "run": before.run,
+            "since": told.get("since", before.run) if same else first.run,
+            "copied": copied,
+        }
+        if copied:  # code that lives through it again must draw the same numbers
+            follows["seed"] = told.get("seed", f"{before.instance_id}/{before.run}")
+        parent = {} if self.parent is None else {"parent": self.parent}
+        return replace(first, attrs={**_without(first.attrs, "parent"), **parent, "follows": follows})
+
+
+def _following(command: WireEvent, events: Events) -> _Following:
+    parents = [event.attrs["parent"] for event in events if "parent" in event.attrs]  # begun by one, adopted by others
+    return _Following(command, events[0], parents[-1] if parents and command.type != w.FORK else None)
+
+
 def _go_on(
     core: EngineCore,
     batch: Batch,
@@ -199,9 +233,10 @@ def _go_on(
     entry: Entry | None,
     prefix: Events,
     again: HistoryEvent | None,
-    command: WireEvent,
+    following: _Following,
 ) -> int:
     """Begins a run with `prefix` and gives its code the input `again`. Returns the run's number."""
+    command = following.command
     assert command.subject is not None
     instance_id, part = command.subject, received.record.partition
     if entry is not None and entry.state.finished is not None:
@@ -212,16 +247,16 @@ def _go_on(
     run = core.next_run(batch, instance_id)
     copies = [
         offspring.moved(replace(event, instance_id=instance_id, run=run, seq=seq, attrs=_without(event.attrs, "eager")))
-        for seq, event in enumerate((event for event in prefix if event.kind not in _PAUSES), start=1)
+        for seq, event in enumerate((event for event in prefix if event.kind not in _LEFT_OUT), start=1)
     ]
     if not copies:
         assert again is not None
         first = replace(again, instance_id=instance_id, run=run, seq=1, at_us=batch.now_us)
-        core.restart(batch, _following(first, again, command, 0), part)
+        core.restart(batch, following.beginning(first, 0), part)
         channels.rejoin(batch, batch.touched[instance_id])
         _pass_on(batch, entry)
         return run
-    copies[0] = _following(copies[0], prefix[0], command, len(copies))
+    copies[0] = following.beginning(copies[0], len(copies))
     new = core.renew(batch, copies, part)
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
     if again is None:
@@ -232,20 +267,6 @@ def _go_on(
     slots.rejoin(batch, new)
     _pass_on(batch, entry)
     return run
-
-
-def _following(first: HistoryEvent, before: HistoryEvent, command: WireEvent, copied: int) -> HistoryEvent:
-    """The beginning of a run with what it follows, and how much of it is a copy."""
-    since = before.attrs.get("follows", {}).get("since", before.run)
-    follows = {
-        "command": command.type,
-        "by": command.source,
-        "event_id": command.id,
-        "run": before.run,
-        "since": since if first.instance_id == before.instance_id else first.run,
-        "copied": copied,
-    }
-    return replace(first, attrs={**first.attrs, "follows": follows})
 
 
 def _signalled_again(core: EngineCore, batch: Batch, instance_id: str, run: int, later: Events) -> None:

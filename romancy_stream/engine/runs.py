@@ -22,9 +22,9 @@ RECUR_PAUSE_US: Final = 100_000
 """Before the run that follows one which did not wait for anything: a workflow that does nothing but recur makes some
 twenty runs a second, and leaves its partition to the others."""
 
-INHERITED: Final = ("event_source", "event_id", "parent", "correlation_id", "traceparent", "priority")
+INHERITED: Final = ("event_source", "event_id", "correlation_id", "traceparent", "priority")
 """Attributes of `workflow.started` that the next run has too. With those of the event, a start that comes again is
-known whatever run the instance is in."""
+known whatever run the instance is in. Its parent goes on, too: the one that it has now."""
 
 
 # -- the next one ----------------------------------------------------------------------------------------------------
@@ -43,6 +43,7 @@ def recurred(core: EngineCore, batch: Batch, entry: Entry, command: Command) -> 
     batch.record(entry, command.kind, None, command.attrs, command.payload)
     attrs = {"workflow": state.workflow, **begun_with(definition), "recurred": True, **command.attrs}
     attrs |= {name: state.begun[name] for name in INHERITED if name in state.begun}
+    attrs |= {} if state.parent is None else {"parent": state.parent}
     attrs |= slots.begun(core, definition, live.following_input)
     if state.started_us == batch.now_us:
         attrs["begin_us"] = batch.now_us + RECUR_PAUSE_US

@@ -233,6 +233,53 @@ def test_a_child_that_goes_on_belongs_to_the_next_run_of_its_parent(make: Any) -
     here.check_projections()
 
 
+@workflow(name="slow")
+async def slow_twice(ctx: WorkflowContext) -> str:
+    await ctx.sleep(3_600)
+    if ctx.run == 1:
+        await ctx.recur()
+    return f"run {ctx.run}"
+
+
+@pytest.mark.parametrize("child", [slow_twice, slow], ids=["recurs", "is reset"])
+@worlds
+def test_a_child_that_was_adopted_tells_its_parent_of_now_whatever_run_it_is_in(make: Any, child: Any) -> None:
+    here = make(patient, child)
+    here.start("patient")
+    soon(here)
+    assert operate(here, w.RESET, sequence=1)["ok"]
+    if child is slow:
+        assert operate(here, w.RESET, "kid", sequence=1)["ok"]
+    here.run()
+    assert here.output() == "run 2"
+    here.check_projections()
+
+
+@workflow
+async def listens(ctx: WorkflowContext) -> Any:
+    return (await ctx.wait_event("paid")).data
+
+
+@workflow
+async def has_a_listener(ctx: WorkflowContext) -> Any:
+    return await ctx.child(listens, instance_id="kid")
+
+
+@worlds
+def test_a_fork_of_a_child_does_not_speak_for_it(make: Any) -> None:
+    here = make(has_a_listener, listens)
+    here.start("has_a_listener")
+    soon(here)
+    assert operate(here, w.FORK, "j", romancyinstance="kid", romancyrun=1, sequence=1)["ok"]
+    for instance_id in ("j", "kid"):
+        told = event(f"for {instance_id}", instance_id, romancyinstance=instance_id)
+        here.send(told, here.part_of(instance_id))
+        soon(here)
+    assert [here.output(each) for each in ("j", "kid", "i")] == ["j", "kid", "kid"]
+    assert here.instances["j"].parent_id is None
+    here.check_projections()
+
+
 def test_a_recurring_parent_has_no_claim_to_the_children_of_its_runs_before() -> None:
     @workflow
     async def again(ctx: WorkflowContext, left: int) -> None:
@@ -245,6 +292,38 @@ def test_a_recurring_parent_has_no_claim_to_the_children_of_its_runs_before() ->
     here.run()
     assert "kid exists" in here.error()["message"]
     assert here.instances["i"].run == 2
+
+
+# -- chance ------------------------------------------------------------------------------------------------------------
+@activity
+async def heads() -> str:
+    raise AssertionError("activities run in workers")
+
+
+@activity
+async def tails() -> str:
+    raise AssertionError("activities run in workers")
+
+
+@workflow
+async def tosses(ctx: WorkflowContext) -> list[str]:
+    sides = [await (heads() if ctx.random.random() < 0.5 else tails()) for _ in range(20)]
+    await ctx.sleep(3_600)
+    return [*sides, str(ctx.uuid())]
+
+
+@worlds
+def test_code_that_lives_through_it_again_draws_the_same_numbers(make: Any) -> None:
+    here = make(tosses, answers={"heads": lambda *_: "heads", "tails": lambda *_: "tails"})
+    here.start("tosses")
+    soon(here)
+    assert operate(here, w.RESET)["run"] == 2
+    assert operate(here, w.RESET)["run"] == 3
+    assert operate(here, w.FORK, "j", romancyinstance="i", romancyrun=2)["run"] == 1
+    assert [here.instances[each].parked for each in "ij"] == [None, None]
+    here.run()
+    assert here.output() == here.output("j")
+    here.check_projections()
 
 
 # -- sagas -------------------------------------------------------------------------------------------------------------
