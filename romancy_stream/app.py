@@ -30,7 +30,7 @@ from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.runtime.vault import NO_VAULT
 from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
 from romancy_stream.schedule_workflow import ScheduleWorkflow
-from romancy_stream.scheduling import Declared
+from romancy_stream.scheduling import Declared, first_state
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.workflow import I, Startable, Workflow, WorkflowDefiner, decorated, define_workflow
 
@@ -105,6 +105,8 @@ class App(BaseClient):
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
         self._retention_s = None if retention is None else _seconds("retention", retention, 0)
         if payloads is not None:
+            if not isinstance(payloads, Payloads):
+                raise ConfigurationError(f"payloads must be Payloads(...), not {payloads!r}")
             self._sealer = Sealer(payloads, payloads.store or NO_VAULT)
         self._node: Node | None = None
         self._schedules: dict[str, Declared] = {}
@@ -336,8 +338,12 @@ class App(BaseClient):
 
     # -- parts, also for the command line ------------------------------------------------------------------------
     def declared_schedules(self) -> list[tuple[Schedule, bool]]:
-        """And whether a new one begins paused."""
-        return [(each.ready(), each.start_paused) for each in self._schedules.values()]
+        """And whether a new one begins paused. TypeError for a wrong input, PayloadError, PayloadTooLargeError."""
+        declared = [(each.ready(), each.start_paused) for each in self._schedules.values()]
+        for schedule, paused in declared:
+            raw = first_state(schedule, paused)
+            self._sealer.sealing.seal(raw, f"the input of schedule {schedule.name!r}", {})
+        return declared
 
     def node_config(
         self, roles: tuple[Role, ...] = ROLES, queues: tuple[str, ...] | None = None, initialise: bool = True

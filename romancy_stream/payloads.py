@@ -14,7 +14,8 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -221,7 +222,7 @@ class Payloads:
         if not 1 <= threshold_bytes <= MAX_DATA_BYTES:
             # A larger payload fits into no message: it has to go to the store.
             raise ConfigurationError(f"threshold_bytes must be 1 to {MAX_DATA_BYTES:,}, not {threshold_bytes}")
-        self.store: Vault | None = BlobStore(store) if isinstance(store, str) else store
+        self.store: Vault | None = BlobStore(store) if isinstance(store, str) else store and _Guarded(store)
         self._codec = codec
         self._codecs = {each.name: each for each in (*older_codecs, *([codec] if codec is not None else []))}
         for name in self._codecs:
@@ -281,6 +282,31 @@ class Payloads:
         except PayloadError:
             return []  # `open` will say so
         return [each["name"] for each in found if each["$romancy"] == _BLOB]
+
+
+class _Guarded:
+    """A store of the user's own. Whatever it raises, nobody's payload is to blame for it."""
+
+    def __init__(self, store: Vault) -> None:
+        self._store = store
+
+    async def put(self, blobs: Mapping[str, bytes]) -> None:
+        with _blaming_the_store():
+            await self._store.put(blobs)
+
+    async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        with _blaming_the_store():
+            return await self._store.get(names)
+
+
+@contextmanager
+def _blaming_the_store() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailableError:
+        raise
+    except Exception as error:
+        raise StoreUnavailableError(f"the store of payloads: {type(error).__name__}: {error}") from error
 
 
 def _encoded(codec: PayloadCodec, raw: bytes) -> bytes:

@@ -133,13 +133,18 @@ class Scheduling(Starting, Talking):
         instance_id = schedule_id(schedule.name)
         row = await finished(self._store.get_instance(instance_id))  # leaving the app cancels
         if row is None or row.finished_us is not None:
-            state = ScheduleState(schedule, paused=paused)
-            data = encode_data(state, f"schedule {schedule.name!r}", MAX_ENCODED_BYTES)
+            data = first_state(schedule, paused)
             await self._start(WORKFLOW_NAME, data, StartOptions(instance_id, reuse="allow_finished"), None)
         elif (await finished(self.query(instance_id, ScheduleWorkflow.describe))).schedule == schedule:
             return
         # Also after a start: somebody else may have been first.
         await self.update(instance_id, ScheduleWorkflow.declare, schedule, timeout=ANSWER_TIMEOUT_S)
+
+
+def first_state(schedule: Schedule, paused: bool) -> bytes:
+    """What the workflow of a new schedule is started with."""
+    state = ScheduleState(schedule, paused=paused)
+    return encode_data(state, f"schedule {schedule.name!r}", MAX_ENCODED_BYTES) or b"null"
 
 
 def _info(state: ScheduleState, now_us: int) -> ScheduleInfo:

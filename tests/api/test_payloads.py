@@ -23,6 +23,7 @@ from romancy_stream import (
     PayloadTooLargeError,
     RetryPolicy,
     StoreUnavailableError,
+    UpdateFailedError,
     WorkflowContext,
     activity,
     query,
@@ -188,6 +189,30 @@ async def test_a_store_that_cannot_be_used_now_is_one_that_is_away(tmp_path: Pat
 def test_payloads_that_cannot_be(options: Any) -> None:
     with pytest.raises(ConfigurationError):
         Payloads(**options)
+
+
+class Broken:
+    """A store that somebody has written."""
+
+    async def put(self, blobs: Mapping[str, bytes]) -> None:
+        raise ZeroDivisionError("in put")
+
+    async def get(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        raise StoreUnavailableError("in get")
+
+
+async def test_a_store_of_ones_own_is_away_whatever_it_raises() -> None:
+    store = Payloads(store=Broken()).store
+    assert store is not None
+    with pytest.raises(StoreUnavailableError, match="ZeroDivisionError: in put"):
+        await store.put({})
+    with pytest.raises(StoreUnavailableError, match="in get"):
+        await store.get([])
+
+
+def test_an_app_takes_payloads_and_nothing_else() -> None:
+    with pytest.raises(ConfigurationError, match="payloads must be"):
+        App("wrong", payloads=Encryption({"a": KEY}))  # type: ignore[arg-type]
 
 
 # -- clients -----------------------------------------------------------------------------------------------------------
@@ -460,6 +485,35 @@ async def test_a_store_lifts_the_limit(way: Any) -> None:
         await env.sleep(1)
         assert all(len(raw) < 10_000 for raw in written(env))
         assert not await app.dead_letters()
+
+
+@pytest.mark.parametrize("sort", [None, "encrypted"])
+async def test_too_large_an_input_of_a_schedule_is_an_error_when_the_app_is_entered(sort: str | None) -> None:
+    app = make_app(None if sort is None else sorts()[sort])
+    app.schedule("often", echo, HUGE, every=timedelta(minutes=1))
+    with pytest.raises(PayloadTooLargeError, match=r"the input of schedule 'often': .* the limit is 983,040"):
+        await app.__aenter__()
+
+
+@workflow
+class Answering:
+    async def run(self, ctx: WorkflowContext) -> None:
+        await ctx.sleep(60)
+
+    @update
+    async def much_of(self) -> str:
+        return HUGE
+
+
+async def test_too_large_a_result_of_an_update_is_its_failure() -> None:
+    app = App("answering")
+    app.include(_registry(Answering))
+    async with WorkflowEnvironment(app) as env:
+        handle = await app.start(Answering)
+        await env.sleep(1)
+        with pytest.raises(UpdateFailedError, match="the limit is 983,040"):
+            await handle.update(Answering.much_of)
+        await handle.result()
 
 
 @activity(retry=RetryPolicy.none())
