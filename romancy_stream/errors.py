@@ -11,6 +11,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── InvalidInputError                  the input does not fit the workflow's parameters
     ├── UnknownWorkflowError               nobody registered a workflow of that name
     ├── StartRefusedError                  the engine could not take the start; see the dead letters
+    ├── CommandRefusedError                the engine could not take the command; see the dead letters
     ├── InstanceExistsError                on_conflict="fail" and the id is taken
     ├── InstanceNotFoundError              no instance has this id
     ├── InstanceNotCancellableError        it has finished, and not by being cancelled
@@ -24,7 +25,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     ├── NotDeletableError                  only a finished instance can be deleted
     ├── InvalidPageTokenError              a page token was not made by this query
     ├── InvalidPathError                   a JSON path of find_instances cannot be read
-    ├── PayloadError                       a value cannot become JSON, or JSON cannot become the declared type
+    ├── PayloadError                       a value cannot become JSON, or JSON the declared type; or it cannot be opened
     │   └── PayloadTooLargeError
     ├── WorkflowFailedError                what result() raises for a failed instance
     ├── WorkflowCancelledError             what result() raises for a cancelled instance
@@ -52,7 +53,7 @@ goes into JSON, logs and the CLI, so that it can be matched without importing Py
     │   └── CommitUnknownError             the connection broke during a commit
     ├── StuckError                         in a test: nothing is left that could end what is waited for
     ├── BrokenLogError                     the history of an instance cannot be read
-    ├── StoreUnavailableError              the database is away; retried
+    ├── StoreUnavailableError              the database, or the store of payloads, is away; retried
     ├── BrokerUnavailableError             the broker is away; retried
     └── RecordRefusedError                 the broker refuses a record for good
 """
@@ -113,6 +114,10 @@ class UnknownWorkflowError(RomancyError):
 
 class StartRefusedError(RomancyError):
     code = "start_refused"
+
+
+class CommandRefusedError(RomancyError):
+    code = "command_refused"
 
 
 class InstanceExistsError(RomancyError):

@@ -34,7 +34,8 @@ def _json(raw: bytes | None) -> Any:
 class WorkflowInstance:
     """One instance as projected. `input`, `output` and `error` are plain JSON values; `error` is an object with
     type, message and stack. `parked` says why the instance is halted, or is None; `parent_id` whose child it is;
-    `waiting_for` what it waits for, as "event payment.completed" or "slot customer=ada", the first twenty."""
+    `waiting_for` what it waits for, as "event payment.completed" or "slot customer=ada", the first twenty; `version` is
+    that of its workflow's code, None for a workflow without versions."""
 
     instance_id: str
     run: int
@@ -50,6 +51,7 @@ class WorkflowInstance:
     parked: str | None
     parent_id: str | None = None
     waiting_for: Sequence[str] = ()
+    version: str | None = None
 
     @classmethod
     def of(cls, row: InstanceRow) -> WorkflowInstance:
@@ -68,6 +70,7 @@ class WorkflowInstance:
             row.parked,
             row.parent_id,
             tuple(_json(row.waiting_for) or ()),
+            row.version,
         )
 
 

@@ -195,7 +195,7 @@ def _no_constant(name: str) -> Any:
 
 # -- get and list ----------------------------------------------------------------------------------------------------
 def get(app: Target, instance_id: Id, as_json: Json = False) -> None:
-    """Show an instance and what its activities are doing."""
+    """Show an instance and what its activities are doing; long values are cut, not with --json."""
     instance, activities = run(_get(app, instance_id))
     if as_json:
         output.print_json(plain(instance) | {"activities": [plain(activity) for activity in activities]})
@@ -223,7 +223,11 @@ def _fact(name: str, value: Any) -> str:
         return ""
     if isinstance(value, datetime):
         return output.moment(value)
-    return json.dumps(value, ensure_ascii=False) if name in ("input", "output", "error") else str(value)
+    if name == "error":
+        return timeline.error_line(value)
+    if name in ("input", "output"):
+        return output.compact(value)
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _activity(activity: ActivityView) -> list[str]:

@@ -36,7 +36,7 @@ def rows(entries: Sequence[HistoryEntry]) -> list[list[str]]:
 
 def error_line(error: Any) -> str:
     """Type and message of an error as the log holds it."""
-    if not isinstance(error, dict):
+    if not isinstance(error, dict) or "type" not in error:
         return compact(error)
     name = str(error.get("type", "")).rpartition(":")[2]
     return clean(f"{name}: {error.get('message', '')}", CELL_CHARS)

@@ -16,11 +16,11 @@ from romancy_stream.engine import (
     channels,
     correlation,
     features,
-    offspring,
     opening,
     operations,
     ordered,
     projection,
+    refusals,
     runs,
     saga,
 )
@@ -78,6 +78,7 @@ class EngineCore:
         self._cache: OrderedDict[str, Entry] = OrderedDict()
         self._topics = w.Topics(config.namespace)
         self.loaded = Loaded()
+        self._new_blobs: Blobs = NO_BLOBS
         self.starts = Starts(self)
         self.attempts = Attempts(self)
         self._entities: OrderedDict[str, Entity] = OrderedDict()
@@ -201,7 +202,12 @@ class EngineCore:
 
     def opened(self, raw: bytes | None) -> bytes | None:
         """Of what anybody may have sent. PayloadError."""
-        return opening.opened(self.config.sealing, raw, self.loaded.blobs)
+        return opening.opened(self.config.sealing, raw, self._known)
+
+    @property
+    def _known(self) -> Blobs:
+        """What was read for this batch, and what it has made: the input of a run that follows, a message."""
+        return {**self.loaded.blobs, **self._new_blobs} if self._new_blobs else self.loaded.blobs
 
     def sealed(self, batch: Batch, raw: bytes, what: str) -> bytes:
         """For what came in, open or sealed. PayloadTooLargeError."""
@@ -234,7 +240,7 @@ class EngineCore:
 
     def _batch(self, now_us: int) -> Batch:
         config = self.config
-        return Batch(
+        batch = Batch(
             config.namespace,
             config.partitions,
             self._owned,
@@ -244,6 +250,8 @@ class EngineCore:
             config.history_warning,
             rates=config.queue_rates,
         )
+        self._new_blobs = batch.commit.blobs
+        return batch
 
     def _input(self, batch: Batch, each: Input) -> None:
         if isinstance(each, Received):
@@ -251,7 +259,7 @@ class EngineCore:
             self._received(batch, each)
         elif isinstance(each, Refused):
             batch.mark(each.received.record.partition)
-            self._refused(batch, each)
+            refusals.refused(self, batch, each)
         elif isinstance(each, TimerDue):
             self._timer(batch, each)
         elif isinstance(each, Unpark):
@@ -332,23 +340,6 @@ class EngineCore:
     def _new_entity(self, name: str) -> Entity:
         return features.ENTITIES[name.partition(":")[0]](name, self.part_of(name), self.config)
 
-    def _refused(self, batch: Batch, refused: Refused) -> None:
-        """Keeps the message, and tells those who would wait for it for ever: a starter gets a rejection, an instance
-        that loses a result is parked until somebody has looked at it."""
-        received, event = refused.received, refused.received.event
-        if not isinstance(event, WireEvent):
-            batch.dead_letter(received, refused.reason, refused.message, event.event_source, event.event_id)
-        elif event.type in (w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED):
-            batch.dead_letter(received, refused.reason, refused.message, event.source, event.id)
-            entry = self._cache.get(event.subject or "")
-            if entry is not None and entry.state.parked is None:
-                self._park(batch, entry, RuntimeError(f"{refused.reason}: {refused.message}"), [])
-        elif event.type == w.TO_INSTANCE:
-            batch.dead_letter(received, refused.reason, refused.message, event.source, event.id)
-            offspring.refused(self, batch, read(event), refused.reason, refused.message)
-        else:
-            self.starts.refuse(batch, received, event, refused.reason, refused.message)
-
     def _first_time(self, batch: Batch, received: Received, event: WireEvent) -> bool:
         """Messages from partition to partition come in the order of their positions, some of them twice."""
         origin_text, _, position_text = event.extensions[w.X_ORIGIN].partition(":")
@@ -426,7 +417,7 @@ class EngineCore:
 
     def _live(self, definition: WorkflowDef, instance_id: str, run: int, blobs: Blobs = NO_BLOBS) -> LiveInstance:
         live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
-        live.known = {**blobs, **self.loaded.blobs} if blobs else self.loaded.blobs
+        live.known = {**blobs, **self._known} if blobs else self._known
         live.waits.keys, live.waits.models = self.config.event_keys, self.config.event_models
         return live
 
@@ -454,8 +445,7 @@ class EngineCore:
 
     def _step(self, batch: Batch, entry: Entry, event: HistoryEvent) -> None:
         assert entry.live is not None
-        kept = batch.commit.blobs  # of this batch: a start's input, a run's that follows another
-        entry.live.known = {**self.loaded.blobs, **kept} if kept else self.loaded.blobs
+        entry.live.known = self._known
         try:
             commands = entry.live.deliver(event)
         except (StepTooLong, PayloadError) as error:

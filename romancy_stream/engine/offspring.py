@@ -135,10 +135,12 @@ def rejected(core: EngineCore, batch: Batch, mail: Mail, error: RomancyError) ->
     batch.to_instance(core.part_of(mail.to), Mail(ENDED, mail.instance_id, mail.to, run, mail.ref, meta, payload))
 
 
-def refused(core: EngineCore, batch: Batch, mail: Mail, reason: str, message: str) -> None:
-    """A mail that cannot be dealt with, for a reason that is not its own: the parent must not wait for ever."""
+def refused(core: EngineCore, batch: Batch, mail: Mail, reason: str, message: str) -> bool:
+    """A mail that cannot be dealt with, for a reason that is not its own: the parent must not wait for ever. False: it
+    is about no child that is to be."""
     if mail.op == START:
         rejected(core, batch, mail, StartRefusedError(f"{reason}: {message}"))
+    return mail.op == START
 
 
 def _cancel(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> None:

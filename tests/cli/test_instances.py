@@ -185,7 +185,9 @@ def test_get(project: Project) -> None:
     plain = project.run("get", "@", "bad").out
     assert "status         failed\n" in plain
     assert "refuse:1" in plain
-    assert "TerminalError: no [bold]money[/bold]" in plain
+    assert "error          TerminalError: no [bold]money[/bold]\n" in plain
+    assert max(map(len, plain.splitlines())) < 300, "the stack is in --json"
+    assert "stack" in project.run("get", "@", "bad", "--json").json["error"]
     unknown = project.run("get", "@", "nobody", ok=False)
     assert (unknown.code, unknown.err) == (1, "error: no instance has the id 'nobody' [instance_not_found]\n")
 
