@@ -157,10 +157,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._evicting = True
         events._set_running_loop(self)
         try:
-            for task in self._tasks:
+            for task in self._tasks:  # and those that a `finally` makes now: see `create_task`
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 if not task.done():
-                    _close(task.get_coro())
+                    tasks._enter_task(self, task)  # `asyncio.timeout` and TaskGroup look for it
+                    try:
+                        _close(task.get_coro())
+                    finally:
+                        tasks._leave_task(self, task)
             for generator in self._generators:
                 if generator.ag_frame is not None:
                     _close_generator(generator)
@@ -234,7 +238,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **kwargs: Any,
     ) -> asyncio.Task[T]:
-        self._refuse()
+        """Not refused to who is evicted: Python would warn that the coroutine was never awaited. It is closed then."""
+        if not self._evicting:
+            self._refuse()
         self._sequence += 1
         # The name must not come from asyncio's process-wide counter: code can see it.
         number = self._first_number + self._sequence
@@ -242,7 +248,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             number, coro, loop=self, name=name or f"task:{self._sequence}", context=context, **kwargs
         )
         self._tasks.append(task)
-        if len(self._tasks) & 63 == 0:
+        if len(self._tasks) & 63 == 0 and not self._evicting:
             self._tasks = [kept for kept in self._tasks if not kept.done()]
         return task
 
@@ -272,9 +278,15 @@ def _close(coro: Any) -> None:
         except (StopIteration, Evicted):
             return
         except BaseException as error:
-            log.warning("workflow code raised %r while its instance left the cache", error)
+            if not _is_eviction(error):
+                log.warning("workflow code raised %r while its instance left the cache", error)
             return
     log.error("a coroutine of an evicted instance would not end: %r", coro)
+
+
+def _is_eviction(error: BaseException) -> bool:
+    """Also as a TaskGroup hands it on."""
+    return isinstance(error, Evicted) or (isinstance(error, BaseExceptionGroup) and error.split(Evicted)[1] is None)
 
 
 def _close_generator(generator: AsyncGeneratorType[Any, Any]) -> None:
@@ -285,7 +297,8 @@ def _close_generator(generator: AsyncGeneratorType[Any, Any]) -> None:
     except (StopIteration, Evicted):
         return
     except BaseException as error:
-        log.warning("an asynchronous generator raised %r while its instance left the cache", error)
+        if not _is_eviction(error):
+            log.warning("an asynchronous generator raised %r while its instance left the cache", error)
         return
     log.error("an asynchronous generator of an evicted instance would not end: %r", generator)
 

@@ -98,6 +98,42 @@ def test_generators_of_an_evicted_instance_end_in_silence(cached: int, caplog: p
     assert not caplog.records
 
 
+async def cleans() -> None:
+    await clean_up()
+
+
+@workflow
+async def cleans_up_in_many_ways(ctx: WorkflowContext, how: str) -> None:
+    try:
+        async with asyncio.TaskGroup():  # waits in its body, with no task
+            await ctx.wait_event("never")
+    finally:
+        if how == "gather":
+            await asyncio.gather(*(cleans() for _ in range(100)))
+        elif how == "group":
+            async with asyncio.TaskGroup() as group:
+                for _ in range(100):
+                    group.create_task(cleans())
+        elif how == "timeout":
+            async with asyncio.timeout(5):
+                await cleans()
+        elif how == "shield":
+            await asyncio.shield(cleans())
+
+
+@pytest.mark.parametrize("how", ["gather", "group", "timeout", "shield", "nothing"])
+def test_cleaning_up_is_silent_where_it_is_refused_to_an_evicted_instance(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(cleans_up_in_many_ways, cached=0)
+    world.start("cleans_up_in_many_ways", how)
+    world.run()
+    assert world.instances["i"].status == "waiting_for_event"
+    assert "activity.scheduled clean_up:1" not in world.kinds()
+    gc.collect()  # what was never awaited would complain now, and that is an error here
+    assert not caplog.records
+
+
 async def test_the_outer_loop_keeps_its_generators() -> None:
     before = sys.get_asyncgen_hooks()
     world = World(goes_through, answers=ANSWERS)
