@@ -571,7 +571,7 @@ class EngineCore:
             self._entities.move_to_end(name)
         while len(self._entities) > CACHED_ENTITIES:
             self._entities.popitem(last=False)
-        self.loaded = Loaded()
+        self.loaded, self._new_blobs = Loaded(), NO_BLOBS
 
     @staticmethod
     def _evict(entry: Entry) -> None:

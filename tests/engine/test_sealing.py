@@ -263,6 +263,21 @@ def test_a_fork_of_a_finished_instance_opens_its_history(sealing: Payloads) -> N
 
 
 @every_sort
+def test_a_replay_opens_what_its_own_batch_has_sealed(sealing: Payloads) -> None:
+    here = world(Trip, small, sealing=sealing, answers=trip_answers([]))
+    start(here, "Trip", SECRET)
+    here.run()
+    here.send(WireEvent("s", "/test", w.SIGNAL, "i", orjson.dumps(SECRET), TIME, {w.X_NAME: "note"}))
+    here.send(WireEvent("reset", "/test", w.RESET, "i", None, TIME))
+    here.run()
+    say(here, w.SIGNAL, "note", SECRET)
+    here.run()
+    assert here.instances["i"].run == 2
+    assert here.output()["notes"] == [SECRET, SECRET]
+    assert h.WORKFLOW_PARKED not in here.kinds()
+
+
+@every_sort
 def test_a_history_is_opened_in_a_later_batch_than_the_one_that_read_it(sealing: Payloads) -> None:
     here = world(steps, small, sealing=sealing)
     start(here, "steps", SECRET)
