@@ -291,7 +291,7 @@ def test_a_class_is_a_workflow_too(settings: Settings) -> None:
     run()
     for item in ("pear", "plum", "fig"):
         say(world, "add", item)
-    run()
+        run()  # in any partition: their order is that of their arrival
     removed, refused = change(world, "remove", "plum"), change(world, "remove", "nut")
     run()
     assert answers(world, removed) == [{"ok": True, "result": 2}]
