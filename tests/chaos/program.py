@@ -24,10 +24,15 @@ KINDS = ("steps", "writing", "retrying", "sleeping")
 
 
 def program(
-    name: str | None = None, *, broker: str | None = None, database: str | None = None, kind: type[App] = App
+    name: str | None = None,
+    *,
+    broker: str | None = None,
+    database: str | None = None,
+    kind: type[App] = App,
+    eager: bool = True,
 ) -> App:
     """Without arguments: what ROMANCY_NAMESPACE, ROMANCY_BROKER and ROMANCY_DATABASE say."""
-    app = kind(name, broker=broker, database=database, partitions=PARTITIONS)
+    app = kind(name, broker=broker, database=database, partitions=PARTITIONS, eager=eager)
 
     @app.activity
     async def add(number: int) -> int:
