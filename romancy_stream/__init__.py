@@ -65,6 +65,7 @@ from romancy_stream.errors import (
 )
 from romancy_stream.events import EventType, ReceivedEvent
 from romancy_stream.interaction import Query, Signal, Update, query, signal, update
+from romancy_stream.listening import Happening, Listener
 from romancy_stream.messaging import ReceivedMessage
 from romancy_stream.queues import Concurrency, RateLimit
 from romancy_stream.registry import Registry
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from romancy_stream.instances import DeadLetter, HistoryEntry, Page, WorkflowInstance
     from romancy_stream.operating import BulkResult
     from romancy_stream.payloads import BlobStore, Encryption, PayloadCodec, Payloads
+    from romancy_stream.runtime.statistics import Stats
     from romancy_stream.schedule import ScheduleInfo
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "EventType",
     "FencedError",
     "Handle",
+    "Happening",
     "HistoryEntry",
     "HistoryTooLongError",
     "InstanceExistsError",
@@ -122,6 +125,7 @@ __all__ = [
     "InvalidPageTokenError",
     "InvalidPathError",
     "InvalidResetPointError",
+    "Listener",
     "LogIdentityError",
     "MessageTimeoutError",
     "NamespaceError",
@@ -149,6 +153,7 @@ __all__ = [
     "ScheduleInfo",
     "Signal",
     "StartRefusedError",
+    "Stats",
     "StoreUnavailableError",
     "TerminalError",
     "UnknownHandlerError",
@@ -184,6 +189,7 @@ _LATER = {
     "PayloadCodec": "payloads",
     "Payloads": "payloads",
     "ScheduleInfo": "schedule",
+    "Stats": "runtime.statistics",
     "WorkflowInstance": "instances",
 }
 

@@ -20,6 +20,7 @@ from romancy_stream.client import BaseClient, Client
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.events import EventType
+from romancy_stream.listening import Listener
 from romancy_stream.payloads import Payloads
 from romancy_stream.queues import QueueOptions, RateLimit
 from romancy_stream.registry import Registry
@@ -27,6 +28,7 @@ from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
 from romancy_stream.runtime.sealer import Sealer
+from romancy_stream.runtime.statistics import Stats
 from romancy_stream.runtime.vault import NO_VAULT
 from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
 from romancy_stream.schedule_workflow import ScheduleWorkflow
@@ -110,6 +112,7 @@ class App(BaseClient):
             self._sealer = Sealer(payloads, payloads.store or NO_VAULT)
         self._node: Node | None = None
         self._schedules: dict[str, Declared] = {}
+        self._listeners: list[Listener] = []
         self.registry.add_workflow(Workflow.of(ScheduleWorkflow))
 
     def __repr__(self) -> str:
@@ -256,6 +259,14 @@ class App(BaseClient):
             start_paused,
         )
 
+    def add_listener(self, listener: Listener) -> None:
+        """Tells it what the engine and the workers of this process do. ConfigurationError when the app is entered."""
+        if self._node is not None:
+            raise ConfigurationError(f"{listener!r}: add listeners before the app is entered")
+        if not isinstance(listener, Listener):
+            raise TypeError(f"a listener is a Listener, not {listener!r}")
+        self._listeners.append(listener)
+
     @property
     def queues(self) -> tuple[str, ...]:
         """Those that were named and those of the registered activities."""
@@ -318,6 +329,12 @@ class App(BaseClient):
             raise ConfigurationError(f"app {self.namespace!r} is not entered")
         await asyncio.shield(self._node.failed)
 
+    def stats(self) -> Stats:
+        """What this process has done and has before it, now."""
+        if self._node is None:
+            raise ConfigurationError(f"app {self.namespace!r} is not entered")
+        return self._node.stats()
+
     async def wait_assigned(self) -> None:
         """Until this process owns partitions."""
         if self._node is None or self._node.engine is None:
@@ -365,6 +382,7 @@ class App(BaseClient):
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,
             retention_s=self._retention_s,
+            listeners=tuple(self._listeners),
             sealer=self._sealer,
         )
 

@@ -25,7 +25,18 @@ import pytest
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
 VOCABULARY = {"errors", "retry", "queues", "ids", "contract"}
-DEFINITIONS = {"events", "messaging", "options", "child", "context", "interaction", "workflow", "activity", "registry"}
+DEFINITIONS = {
+    "events",
+    "messaging",
+    "listening",
+    "options",
+    "child",
+    "context",
+    "interaction",
+    "workflow",
+    "activity",
+    "registry",
+}
 SCHEDULES = {"schedule", "schedule_times", "schedule_workflow"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
@@ -45,6 +56,7 @@ MAY_USE: dict[str, set[str]] = {
     "interaction": {"errors", "engine", "context"},
     "workflow": {"errors", "queues", "engine", "options", "child", "context", "interaction"},
     "activity": {"errors", "retry", "engine", "messaging", "context"},
+    "listening": {"activity"},
     "registry": {"errors", "engine", "wire", "events", "workflow", "activity"},
     "schedule_times": set(),
     "schedule": {"schedule_times"},
@@ -68,7 +80,7 @@ MAY_USE: dict[str, set[str]] = {
     | {"runtime", "instances", "handle", "operating", "talking", "schedule", "client", "app", "audit", "testing"},
     "": VOCABULARY
     | DEFINITIONS
-    | {"app", "client", "handle", "instances", "operating", "payloads", "schedule"},  # public names
+    | {"app", "client", "handle", "instances", "operating", "payloads", "runtime", "schedule"},  # public names
 }
 
 EXCEPTIONS = {

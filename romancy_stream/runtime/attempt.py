@@ -115,6 +115,7 @@ class Attempt:
         self._on_commit: list[Callable[[], Awaitable[None] | None]] = []
         self._ended = False
         self._unwanted = False  # the engine has given it up: nobody wants to hear of it
+        self.error: BaseException | None = None  # why it failed
         self._heartbeats: Heartbeats | None = None
         self._started_ns = 0
         self._deadline: Deadline | None = None
@@ -201,6 +202,19 @@ class Attempt:
             raise ActivityContextError(f"the attempt has ended ({self.task}): its ctx cannot be used any more")
 
     # -- the attempt -----------------------------------------------------------------------------------------------
+    @property
+    def info(self) -> ActivityInfo:
+        task = self.task
+        return ActivityInfo(
+            task.key.instance_id,
+            task.key.run,
+            task.key.activity_id,
+            task.name,
+            task.attempt,
+            self._queue,
+            task.workflow,
+        )
+
     async def run(self) -> Outcome:
         """Raises CancelledError when the worker is `leaving`, and nothing else that is not a bug."""
         self._started_ns = time.perf_counter_ns()
@@ -216,7 +230,8 @@ class Attempt:
                 raise asyncio.CancelledError from error
             if self._unwanted:
                 return Outcome(CLOSED)
-            return await self._failed(_explained(error))
+            self.error = _explained(error)
+            return await self._failed(self.error)
         self._ended = True
         await self._stop_beating(failed=False)
         return await self._succeeded(result)
@@ -227,16 +242,7 @@ class Attempt:
 
     async def _call(self) -> bytes:
         task, activity = self.task, self._activity
-        info = ActivityInfo(
-            task.key.instance_id,
-            task.key.run,
-            task.key.activity_id,
-            task.name,
-            task.attempt,
-            self._queue,
-            task.workflow,
-        )
-        ctx = ActivityContext(info, self)
+        ctx = ActivityContext(self.info, self)
         deadline = self._deadline = Deadline(task.timeout_s)
         try:
             args = await self._opened(task.args)

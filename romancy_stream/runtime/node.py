@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from romancy_stream.broker.port import Broker
+from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S, CoreConfig
 from romancy_stream.errors import ConfigurationError, LogIdentityError, PartitionCountError
+from romancy_stream.listening import Listener
 from romancy_stream.queues import QueueOptions
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.forwarder import Forwarder
 from romancy_stream.runtime.hub import ResultHub
+from romancy_stream.runtime.listeners import Listeners
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.service import EngineService
+from romancy_stream.runtime.statistics import Stats
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.store.migrate import require_migrated
 from romancy_stream.store.sql import SqlStore
@@ -54,6 +58,7 @@ class NodeConfig:
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
     retention_s: float | None = None
+    listeners: tuple[Listener, ...] = ()
     sealer: Sealer = OPEN
 
 
@@ -69,6 +74,7 @@ class Node:
         self._registry = registry
         self._tasks: list[asyncio.Task[None]] = []
         self._hub: ResultHub | None = None
+        self.listeners = Listeners(config.listeners)
 
     @property
     def hub(self) -> ResultHub:
@@ -108,6 +114,7 @@ class Node:
                 concurrency=config.concurrency,
                 worker_id=config.worker_id,
                 limits=config.limits,
+                listeners=self.listeners if self.listeners.hears_attempts else None,
                 sealer=config.sealer,
             )
             await self.worker.start()
@@ -121,7 +128,7 @@ class Node:
                 worker_id=config.worker_id,
                 dedup_window_s=config.dedup_window_s,
                 retention_s=config.retention_s,
-                on_commit=self.hub.on_commit,
+                on_commit=self._committed,
                 on_ownership=self.hub.on_ownership,
                 eager=self.worker.eager if self.worker is not None and config.eager else None,
                 vault=config.sealer.vault,
@@ -129,6 +136,20 @@ class Node:
             self._watch(self.engine.run(), "engine")
             if config.event_topics:
                 self._watch(Forwarder(self.broker, config.event_topics, self.topics).run(), "forwarder")
+
+    def _committed(self, commit: Commit) -> None:
+        self.hub.on_commit(commit)
+        self.listeners.on_commit(commit)
+
+    def stats(self) -> Stats:
+        worker = None if self.worker is None else self.worker.statistics()
+        missed = self.listeners.dropped
+        if self.engine is None:
+            return Stats(worker=worker, listeners_dropped=missed)
+        core, (unsent, held) = self.engine.core, self.engine.unsent
+        return Stats(
+            len(self.engine.owned), core.cached, len(core.timers), dict(core.stats), unsent, held, worker, missed
+        )
 
     def beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Runs something until it is done, or the node stops. Its failure is one of the node."""
@@ -154,6 +175,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.listeners.close()
         if self._hub is not None:
             await self._hub.close()
         await self.broker.close()

@@ -106,6 +106,16 @@ class Relay:
         return self._in_flight == 0
 
     @property
+    def in_flight(self) -> int:
+        """Rows that are sent or wait to be sent, and are not acknowledged."""
+        return self._in_flight
+
+    @property
+    def held(self) -> int:
+        """Rows that the broker refuses, and those that wait behind them."""
+        return sum(len(rows) for held in self._held.values() for rows in held.values())
+
+    @property
     def has_news(self) -> bool:
         """Acknowledgements that no commit has taken up yet."""
         return bool(self._refused) or any(self._sent.values())

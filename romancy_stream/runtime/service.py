@@ -68,12 +68,18 @@ class EngineService:
         self._lapses = Lapses(self.core, store)
         self._expiry = Expiry(self.core, store, dedup_window_s, retention_s)
         self._owned: frozenset[int] = frozenset()
+        self._relay: Relay | None = None
         self._assigned = asyncio.Event()
         self._progress = False
 
     @property
     def owned(self) -> frozenset[int]:
         return self._owned
+
+    @property
+    def unsent(self) -> tuple[int, int]:
+        """Messages that are on their way, and those that the broker refuses."""
+        return (0, 0) if self._relay is None else (self._relay.in_flight, self._relay.held)
 
     async def assigned(self) -> None:
         """Until the group has given this process partitions for the first time."""
@@ -103,7 +109,7 @@ class EngineService:
 
     async def _session(self) -> None:
         """One membership in the group. Raises what ended it."""
-        relay = Relay(self._broker)
+        relay = self._relay = Relay(self._broker)
         processor = Processor(
             self.core,
             self._store,
@@ -136,6 +142,7 @@ class EngineService:
             await asyncio.gather(*others, return_exceptions=True)
             await source.stop()
             await asyncio.gather(running, return_exceptions=True)
+            self._relay = None
             await relay.close()
             self.core.drop(self.core.owned)
             if self._eager is not None:

@@ -32,6 +32,7 @@ from romancy_stream.queues import UNLIMITED, QueueOptions
 from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outcome, outcome_of
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.listeners import Listeners
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_eager import Eager
@@ -113,6 +114,7 @@ class ActivityWorker:
         limits: Mapping[str, QueueOptions] | None = None,
         times: Times | None = None,
         sealer: Sealer = OPEN,
+        listeners: Listeners | None = None,
     ) -> None:
         for name, value in (("concurrency", concurrency), ("threads", threads), ("queues", len(queues))):
             if value < 1:
@@ -125,6 +127,7 @@ class ActivityWorker:
         self._messages = Messages(namespace, partitions, worker_id, self.incarnation)
         self._clock = DatabaseClock()
         self._threads = DaemonThreads(threads, "romancy-activity")
+        self._listeners = listeners
         self._sender = Sender(broker, store)
         self._bench = Bench(
             store,
@@ -458,7 +461,18 @@ class ActivityWorker:
         if activity is None:
             return self._unknown(queue, task)
         running.attempt = Attempt(self._bench, task, activity, queue.name, waiting.details)
-        return await running.attempt.run()
+        return await (running.attempt.run() if self._listeners is None else self._told(running.attempt))
+
+    async def _told(self, attempt: Attempt) -> Outcome:
+        assert self._listeners is not None
+        info, kind = attempt.info, "cut_off"
+        await self._listeners.attempt_started(info)
+        try:
+            outcome = await attempt.run()
+            kind = outcome.kind
+            return outcome
+        finally:
+            await self._listeners.attempt_finished(info, kind, attempt.error)
 
     async def _known(self, task: Task, found: RecordedResult) -> Outcome:
         pause_s = BACKOFF_S[0]
