@@ -71,6 +71,8 @@ class Handlers:
         self._target: Any = None
         self._conditions: list[tuple[Condition, asyncio.Future[None]]] = []
         self._running: set[asyncio.Task[bytes]] = set()
+        self._held_back = 0  # for so many things the code waits before it begins
+        self._begun: asyncio.Future[None] | None = None  # of handlers that wait for it
         self._markers: frozenset[str] = frozenset()
         self._patches: dict[str, bool] = {}
         self._deprecated: set[str] = set()
@@ -189,6 +191,16 @@ class Handlers:
     def unknown(self, kind: HandlerKind, name: str) -> UnknownHandlerError:
         return unknown_handler(self._live.definition, kind, name)
 
+    def hold_back(self, times: int) -> None:
+        """Handlers have to wait until `let_go` was called so often: the code, which has to be first, waits itself."""
+        self._held_back = times
+
+    def let_go(self) -> None:
+        """Just before the code goes on: it comes to its first wait before the handlers begin."""
+        self._held_back = max(0, self._held_back - 1)
+        if self._held_back == 0 and self._begun is not None:
+            self._begun.set_result(None)
+
     # -- inputs --------------------------------------------------------------------------------------------------
     def signal_received(self, event: HistoryEvent) -> None:
         task = self._start("signal", event)
@@ -204,10 +216,17 @@ class Handlers:
         handler = self.find(kind, name)
         if handler is None:
             raise NonDeterminismError(self._live.instance_id, f"{kind} {name!r} came", "not know it")
-        coro = handler.invoke(self._live, handler.decode(event.payload))
+        arguments = handler.decode(event.payload)
+        coro = self._later(handler, arguments) if self._held_back else handler.invoke(self._live, arguments)
         task = self._live.loop.create_task(coro, name=f"{kind} {name}", context=Context())
         self._running.add(task)
         return task
+
+    async def _later(self, handler: HandlerDef, arguments: Any) -> bytes:
+        if self._begun is None:
+            self._begun = self._live.loop.create_future()
+        await asyncio.shield(self._begun)
+        return await handler.invoke(self._live, arguments)
 
     def _signal_ended(self, task: asyncio.Task[bytes]) -> None:
         self._running.discard(task)

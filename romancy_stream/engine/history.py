@@ -126,9 +126,10 @@ COMMANDS: Final = frozenset(
 ENDS: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED, WORKFLOW_RECURRED})
 """After one of these nothing follows in the run."""
 
-RULES: Final = 2
+RULES: Final = 3
 """What the engine asks of code, by number, in `workflow.started`: a run keeps those that it began with, so that its
-history replays. 1, or none: an activity whose future is cancelled stays open. 2: `activity.cancelled` is recorded."""
+history replays. 1, or none: an activity whose future is cancelled stays open. 2: `activity.cancelled` is recorded.
+3: signals and updates that come before the code has begun wait until it has."""
 
 
 @value

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import field, replace
 from functools import partial
@@ -28,7 +28,7 @@ from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
 from romancy_stream.engine.subscriptions import Subscriptions
-from romancy_stream.engine.turns import Turns
+from romancy_stream.engine.turns import Code, Turns
 from romancy_stream.engine.waits import Waits
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadError, ReadOnlyError
 from romancy_stream.retry import RetryPolicy
@@ -40,6 +40,8 @@ ROLLBACK: Final = "rollback:"
 """How the ids of compensations begin that were registered by hand."""
 CANCELLED_ACTIVITIES: Final = 2
 """The first of `history.RULES` by which a cancelled activity is recorded."""
+PATIENT_HANDLERS: Final = 3
+"""The first of them by which handlers wait for code that has not begun."""
 
 SEALED: Final = frozenset(
     {
@@ -342,23 +344,22 @@ class LiveInstance:
         self._waits.begin(event.attrs.get("mailbox", {}).get("events", []))
         self._subscriptions.restore(event.attrs)
         set_current_scope(self)
-        coro = self._definition.invoke(self, arguments)
+        code: Code = partial(self._definition.invoke, self, arguments)
         begin_us, slot = event.attrs.get("begin_us", 0), event.attrs.get("slot")
         if slot is not None and "recurred" not in event.attrs:
-            coro = self._turns.in_turn(slot, coro)
+            code = partial(self._turns.in_turn, slot, code)
         if begin_us > event.at_us:
-            coro = self._later(begin_us, coro)
+            code = partial(self._later, begin_us, code)
         if slot is not None and "recurred" in event.attrs:  # at once: it has that of the run before
-            coro = self._turns.in_turn(slot, coro)
-        self._main = self._loop.create_task(coro, name=self.instance_id, context=Context())
+            code = partial(self._turns.in_turn, slot, code)
+        if self._rules >= PATIENT_HANDLERS:
+            self._handlers.hold_back((begin_us > event.at_us) + (slot is not None))
+        self._main = self._loop.create_task(code(), name=self.instance_id, context=Context())
 
-    async def _later(self, begin_us: int, coro: Coroutine[Any, Any, bytes]) -> bytes:
-        try:
-            await self.start_timer(begin_us)
-        except BaseException:
-            coro.close()  # it never began
-            raise
-        return await coro
+    async def _later(self, begin_us: int, code: Code) -> bytes:
+        await self.start_timer(begin_us)
+        self._handlers.let_go()
+        return await code()
 
     def _activity_completed(self, event: HistoryEvent) -> None:
         assert event.ref is not None

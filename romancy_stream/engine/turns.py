@@ -18,21 +18,22 @@ SLOT: Final = "slot"
 """The ref of both events: a run has one."""
 
 
+Code = Callable[[], Coroutine[Any, Any, bytes]]
+"""Called when its time has come: a coroutine that nobody awaits would be complained about."""
+
+
 class Turns:
     def __init__(self, live: LiveInstance) -> None:
         self._live = live
         self._granted: asyncio.Future[None] | None = None
 
-    async def in_turn(self, slot: dict[str, Any], code: Coroutine[Any, Any, bytes]) -> bytes:
+    async def in_turn(self, slot: dict[str, Any], code: Code) -> bytes:
         """`slot`: that of `workflow.started`."""
-        try:
-            self._granted = self._live.loop.create_future()
-            self._live.emit(h.SLOT_ASKED, SLOT, slot)
-            await self._granted
-        except BaseException:
-            code.close()  # it never began
-            raise
-        return await code
+        self._granted = self._live.loop.create_future()
+        self._live.emit(h.SLOT_ASKED, SLOT, slot)
+        await self._granted
+        self._live.handlers.let_go()
+        return await code()
 
     def granted(self) -> None:
         if self._granted is not None and not self._granted.done():

@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from romancy_stream import Workflow, WorkflowContext, query, signal, update, workflow
+from romancy_stream import Concurrency, Workflow, WorkflowContext, query, signal, update, workflow
 from romancy_stream.engine import history as h
 from romancy_stream.errors import ReadOnlyError
+from romancy_stream.instances import moment
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
 from tests.engine.saying import (
@@ -301,6 +304,80 @@ def test_a_class_is_a_workflow_too(settings: Settings) -> None:
     run()
     assert world.output() == "anna of i: pear, fig"
     world.check_projections()
+
+
+# -- code that has not begun ------------------------------------------------------------------------------------------
+@workflow(name="begins", concurrency=Concurrency())
+async def in_turn(ctx: WorkflowContext, goal: int, have: int = 0) -> list[int]:
+    ctx.state.have = have
+    await ctx.wait_condition(lambda: ctx.state.have > have)
+    await ctx.wait_condition(ctx.all_handlers_finished)
+    if ctx.state.have < goal:
+        await ctx.recur(goal, have=ctx.state.have)
+    return [ctx.run, ctx.state.have]
+
+
+@workflow(name="begins")
+async def at_any_time(ctx: WorkflowContext, goal: int, have: int = 0) -> list[int]:
+    result: list[int] = await in_turn.function(ctx, goal, have)
+    return result
+
+
+for _each in (in_turn, at_any_time):
+
+    @_each.signal
+    def more(ctx: WorkflowContext) -> None:
+        ctx.state.have += 1
+
+    @_each.update
+    async def much_more(ctx: WorkflowContext) -> int:
+        more = await double(2)
+        ctx.state.have += more
+        return int(ctx.state.have)
+
+
+@pytest.mark.parametrize("flow", [in_turn, at_any_time], ids=["in turn", "at any time"])
+@pytest.mark.parametrize("delay_s", [0, 60])
+def test_handlers_wait_for_code_that_has_not_begun(settings: Settings, flow: Any, delay_s: int) -> None:
+    world, run = run_with(settings, flow)
+    soon = world.now_us + 10_000_000
+    begin = {w.X_BEGIN: f"{moment(world.now_us + delay_s * 1_000_000):%Y-%m-%dT%H:%M:%SZ}"} if delay_s else {}
+    for instance_id in "hi":
+        world.start("begins", {"goal": 6}, instance_id, **begin)
+    world.run(until_us=soon)
+    for instance_id in "hi":
+        say(world, "more", to=instance_id)
+        updated = change(world, "much_more", to=instance_id)
+        world.run(until_us=soon)  # of two that take turns, one has not begun
+        say(world, "more", to=instance_id)
+    run()
+    assert [world.output(each)[1] for each in "hi"] == [6, 6]
+    assert answers(world, updated)[0]["ok"]
+    world.check_projections()
+
+
+def test_a_storm_of_signals_to_an_instance_that_recurs_and_recurs(settings: Settings) -> None:
+    world, run = run_with(settings, at_any_time)
+    world.start("begins", {"goal": 100})
+    for _ in range(50):
+        say(world, "more")
+        say(world, "more")
+        world.step()
+    run()
+    assert world.output()[1] == 100
+    world.check_projections()
+
+
+def test_a_run_of_older_rules_does_as_it_did() -> None:
+    world = World(at_any_time)
+    world.start("begins", {"goal": 7}, **{w.X_BEGIN: "2099-01-01T00:00:00Z"})
+    world.run(until_us=world.now_us)
+    [begun, timer] = world.history["i"]
+    world.history["i"] = [replace(begun, attrs={**begun.attrs, "rules": 2}), timer]
+    world.restart()
+    say(world, "more")
+    world.run(until_us=world.now_us)
+    assert "AttributeError" in str(world.error())
 
 
 # -- parked instances ----------------------------------------------------------------------------------------------
