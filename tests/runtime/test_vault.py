@@ -16,9 +16,12 @@ from romancy_stream import (
     Payloads,
     RetryPolicy,
     StoreUnavailableError,
+    TerminalError,
     WorkflowContext,
     WorkflowFailedError,
 )
+from romancy_stream.engine.commit import ActivityKey, RecordedResult
+from romancy_stream.store.results import insert_result
 from tests.support import eventually
 
 SECRET = "the-secret"
@@ -158,6 +161,32 @@ async def test_a_transaction_does_not_wait_for_ever(app: App, vault: Vault, monk
         assert await handle.result(PATIENCE_S) == SECRET.upper()
         async with app._node.store.db.engine.connect() as connection:  # type: ignore[union-attr]
             assert (await connection.execute(text("SELECT count(*) FROM notes"))).scalar() == 1
+
+
+async def test_the_engine_reads_what_another_run_and_a_claimed_key_refer_to(app: App, vault: Vault) -> None:
+    @app.activity(retry=RetryPolicy.none())
+    async def shout(ctx: ActivityContext, said: str) -> str:
+        """Somebody's transaction was first, whose report never came; then there is another attempt, which fails."""
+        sealed = await app._sealer.seal(f'"{said.upper()}"'.encode(), "a result")
+        key = ActivityKey(ctx.info.instance_id, ctx.info.run, ctx.info.activity_id)
+        async with app._store.db.engine.begin() as connection:  # type: ignore[attr-defined]
+            await insert_result(connection, RecordedResult(key, 1, "completed", sealed, "another", 1))
+        raise TerminalError("too late")
+
+    @app.workflow
+    async def loud(ctx: WorkflowContext, said: str) -> str:
+        heard = await shout(said)
+        await ctx.sleep(0.1)
+        return heard
+
+    async with app:
+        handle = await app.start(loud, SECRET)
+        assert await handle.result(PATIENCE_S) == SECRET.upper()
+        [at] = [entry.seq for entry in await app.history(handle.instance_id) if entry.kind == "timer.fired"]
+        fork = await app.fork(handle.instance_id, at=at)
+        assert await fork.result(PATIENCE_S) == SECRET.upper()
+        kinds = [entry.kind for entry in await app.history(fork.instance_id)]
+        assert "workflow.parked" not in kinds
 
 
 async def test_a_worker_without_the_key_leaves_the_work_to_one_that_has_it(
