@@ -51,6 +51,10 @@ PRINTS = {
         "0 files have 'Ada Lovelace' in them\nAda Lovelace has signed 260,000 characters\n",
         "without the new key: a payload was encrypted with key 'new', which this process lacks",
     ],
+    "repairs": [
+        "the carrier does not answer\n5 retried, 0 refused\npayment-of-o-1 TRACK-o-1 in run 2\n",
+        "5 charges for 5 orders\n5 charged\n5 completed\n5 failed: 2 attempts failed",
+    ],
     "reports": ["report about sales\n7 nights made up for\n", "0 3 * * * in Europe/Berlin, next at 03:00"],
     "user_registration": ["creating the account of Ada", "account_id='ACC-123' status='completed'"],
     "wait_for_payment": ["o-1: 20.00 paid, signed by Ada", "o-2: 5.00 paid, nobody has signed"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from romancy_stream import RetryPolicy, app
+from romancy_stream import Listener, RetryPolicy, app
 from romancy_stream.activity import HEARTBEAT_LIMIT_BYTES
 from romancy_stream.broker.kafka import settings
 from romancy_stream.cli import cli
@@ -16,7 +16,9 @@ from romancy_stream.engine import config, instance, loop
 from romancy_stream.runtime import (
     attempt,
     attempt_heartbeats,
+    expiry,
     lapses,
+    listeners,
     node,
     processor,
     sweeper,
@@ -43,6 +45,7 @@ PAGES = (
     "recur",
     "schedules",
     "operations",
+    "listeners",
     "payloads",
     "testing",
 )
@@ -129,6 +132,19 @@ def test_numbers_in_the_pages_on_long_activities_and_queues_are_those_of_the_cod
     assert (lapses.LOOK_EVERY_S, "begun elsewhere within half a minute" in long) == (30, True)
     queues = (REPO / "docs" / "queues.md").read_text(encoding="utf-8")
     assert f"fetches up to {worker_queue.LOOK_AHEAD}\ntasks" in queues
+
+
+def test_numbers_in_the_pages_on_operations_and_listeners_are_those_of_the_code() -> None:
+    page = " ".join((REPO / "docs" / "operations.md").read_text(encoding="utf-8").split())
+    assert (expiry.TOMBSTONES_S, expiry.LOOK_EVERY_S) == (30 * 86_400, 60)
+    assert "known for 30 days" in page
+    assert "once a minute, in small commits" in page
+    page = " ".join((REPO / "docs" / "listeners.md").read_text(encoding="utf-8").split())
+    assert f"a queue of {listeners.QUEUE_LIMIT:,}" in page
+    assert f"for {listeners.CALL_LIMIT_S:g} s at most" in page
+    assert f"up to {listeners.LEAVE_S:g} s for them" in page
+    methods = {name for name in vars(Listener) if name.startswith("on_")}
+    assert {name for name in methods if f"`{name}`" in page} == methods
 
 
 def test_the_command_line_in_the_readme_is_the_one_that_there_is() -> None:

@@ -7,7 +7,7 @@ All JSON is raw text (`bytes`), all times are whole microseconds since 1970 UTC 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -250,6 +250,16 @@ class Commit:
     eager: list[EagerTask] = field(default_factory=list)  # not written
     blobs: dict[str, bytes] = field(default_factory=dict)  # to be kept elsewhere before the rest is written
     deleted: list[Tombstone] = field(default_factory=list)  # every row of the instance goes, this one comes
+
+    def happened(self) -> Iterator[HistoryEvent]:
+        """The history without what a run that an operator has begun took over from another one."""
+        copied: dict[tuple[str, int], int] = {}
+        for event in self.history:
+            run = (event.instance_id, event.run)
+            if event.seq == 1 and "follows" in event.attrs:
+                copied[run] = event.attrs["follows"]["copied"]
+            if event.seq > copied.get(run, 0):
+                yield event
 
 
 @value

@@ -160,20 +160,17 @@ class _Told:
 
 # -- what is told ------------------------------------------------------------------------------------------------------
 def happenings(commit: Commit, kinds: set[str]) -> list[Happening]:
-    """Of a commit, in order; not what a run that an operator has begun took over from the one before."""
+    """Of a commit, in order."""
     workflows = {row.instance_id: row.workflow for row in (*commit.instances, *commit.updates)}
     names = {(row.instance_id, row.run, row.activity_id): (row.name, row.queue) for row in commit.activities}
-    copied: dict[tuple[str, int], int] = {}
     found = []
-    for event in commit.history:
-        run = (event.instance_id, event.run)
-        if event.kind == h.WORKFLOW_STARTED and "follows" in event.attrs:
-            copied[run] = event.attrs["follows"]["copied"]
-        if event.kind not in kinds or event.seq <= copied.get(run, 0):
+    for event in commit.happened():
+        if event.kind not in kinds:
             continue
         details = _details(event)
         if event.kind.startswith("activity.") and event.ref is not None:
-            name, queue = names.get((*run, event.ref), (details.get("name"), details.get("queue")))
+            key = (event.instance_id, event.run, event.ref)
+            name, queue = names.get(key, (details.get("name"), details.get("queue")))
             details |= {"name": name, "queue": queue}
         workflow, at = workflows.get(event.instance_id, ""), _EPOCH + timedelta(microseconds=event.at_us)
         found.append(Happening(event.kind, event.instance_id, event.run, workflow, at, event.ref, details))

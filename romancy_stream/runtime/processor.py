@@ -518,7 +518,7 @@ def _report(commit: Commit) -> None:
     for letter in commit.dead_letters:
         place = f"{letter.topic}/{letter.partition}/{letter.offset}"
         log.warning("dead letter %s, %s: %s", place, letter.reason, letter.message)
-    for event in commit.history:
+    for event in commit.happened():
         level = REPORTED.get(event.kind)
         if level is not None and log.isEnabledFor(level):
             what = event.attrs.get("message") or (event.payload or b"")[:REPORTED_BYTES].decode("utf-8", "replace")
