@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from romancy_stream.engine.definitions import HandlerDef, HandlerKind, WorkflowD
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.loop import StepTooLong, WorkflowLoop
+from romancy_stream.engine.turns import Code
 from romancy_stream.errors import NonDeterminismError, PayloadError, ReadOnlyError, UnknownHandlerError
 
 if TYPE_CHECKING:
@@ -71,8 +73,6 @@ class Handlers:
         self._target: Any = None
         self._conditions: list[tuple[Condition, asyncio.Future[None]]] = []
         self._running: set[asyncio.Task[bytes]] = set()
-        self._held_back = 0  # for so many things the code waits before it begins
-        self._begun: asyncio.Future[None] | None = None  # of handlers that wait for it
         self._markers: frozenset[str] = frozenset()
         self._patches: dict[str, bool] = {}
         self._deprecated: set[str] = set()
@@ -191,16 +191,6 @@ class Handlers:
     def unknown(self, kind: HandlerKind, name: str) -> UnknownHandlerError:
         return unknown_handler(self._live.definition, kind, name)
 
-    def hold_back(self, times: int) -> None:
-        """Handlers have to wait until `let_go` was called so often: the code, which has to be first, waits itself."""
-        self._held_back = times
-
-    def let_go(self) -> None:
-        """Just before the code goes on: it comes to its first wait before the handlers begin."""
-        self._held_back = max(0, self._held_back - 1)
-        if self._held_back == 0 and self._begun is not None:
-            self._begun.set_result(None)
-
     # -- inputs --------------------------------------------------------------------------------------------------
     def signal_received(self, event: HistoryEvent) -> None:
         task = self._start("signal", event)
@@ -216,17 +206,11 @@ class Handlers:
         handler = self.find(kind, name)
         if handler is None:
             raise NonDeterminismError(self._live.instance_id, f"{kind} {name!r} came", "not know it")
-        arguments = handler.decode(event.payload)
-        coro = self._later(handler, arguments) if self._held_back else handler.invoke(self._live, arguments)
+        code: Code = partial(handler.invoke, self._live, handler.decode(event.payload))
+        coro = code() if self._live.turns.has_begun else self._live.turns.once_begun(code)
         task = self._live.loop.create_task(coro, name=f"{kind} {name}", context=Context())
         self._running.add(task)
         return task
-
-    async def _later(self, handler: HandlerDef, arguments: Any) -> bytes:
-        if self._begun is None:
-            self._begun = self._live.loop.create_future()
-        await asyncio.shield(self._begun)
-        return await handler.invoke(self._live, arguments)
 
     def _signal_ended(self, task: asyncio.Task[bytes]) -> None:
         self._running.discard(task)

@@ -353,12 +353,12 @@ class LiveInstance:
         if slot is not None and "recurred" in event.attrs:  # at once: it has that of the run before
             code = partial(self._turns.in_turn, slot, code)
         if self._rules >= PATIENT_HANDLERS:
-            self._handlers.hold_back((begin_us > event.at_us) + (slot is not None))
+            self._turns.hold_back((begin_us > event.at_us) + (slot is not None))
         self._main = self._loop.create_task(code(), name=self.instance_id, context=Context())
 
     async def _later(self, begin_us: int, code: Code) -> bytes:
         await self.start_timer(begin_us)
-        self._handlers.let_go()
+        self._turns.let_go()
         return await code()
 
     def _activity_completed(self, event: HistoryEvent) -> None:

@@ -1,5 +1,6 @@
 """A part of a live instance: its turn. Code of a workflow whose runs take turns does not begin before the engine has
-granted it a slot; what asks for one and waits is recorded like everything that code asks for.
+granted it a slot; what asks for one and waits is recorded like everything that code asks for. Handlers of signals and
+updates that come before the code has begun, whatever it waits for, wait here for it.
 """
 
 from __future__ import annotations
@@ -26,15 +27,41 @@ class Turns:
     def __init__(self, live: LiveInstance) -> None:
         self._live = live
         self._granted: asyncio.Future[None] | None = None
+        self._held_back = 0  # for so many things the code waits before it begins
+        self._patient: list[asyncio.Future[None]] = []
 
     async def in_turn(self, slot: dict[str, Any], code: Code) -> bytes:
         """`slot`: that of `workflow.started`."""
         self._granted = self._live.loop.create_future()
         self._live.emit(h.SLOT_ASKED, SLOT, slot)
         await self._granted
-        self._live.handlers.let_go()
+        self.let_go()
         return await code()
 
+    # -- handlers, which wait for the code -------------------------------------------------------------------------
+    @property
+    def has_begun(self) -> bool:
+        return self._held_back == 0
+
+    def hold_back(self, times: int) -> None:
+        """Until `let_go` was called so often."""
+        self._held_back = times
+
+    def let_go(self) -> None:
+        """Just before the code goes on: it comes to its first wait before any handler begins."""
+        self._held_back = max(0, self._held_back - 1)
+        if self._held_back == 0:
+            for future in self._patient:
+                if not future.done():
+                    future.set_result(None)
+
+    async def once_begun(self, code: Code) -> bytes:
+        begun: asyncio.Future[None] = self._live.loop.create_future()
+        self._patient.append(begun)
+        await begun
+        return await code()
+
+    # -- inputs --------------------------------------------------------------------------------------------------
     def granted(self) -> None:
         if self._granted is not None and not self._granted.done():
             self._granted.set_result(None)
