@@ -55,7 +55,7 @@ class GatedApp(App):
 
 
 def program(folder: Path, ran: list[str], *, eager: bool = True) -> GatedApp:
-    places = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
+    places: dict[str, str] = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
     app = GatedApp("gated", **places, partitions=1, eager=eager)
 
     @app.activity
@@ -76,7 +76,8 @@ def program(folder: Path, ran: list[str], *, eager: bool = True) -> GatedApp:
 async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(
     tmp_path: Path, breaks: bool, eager: bool
 ) -> None:
-    """Nor does a task that stays in the process begin. Also not when the first try of the commit ended with an unknown outcome."""
+    """Nor does a task that stays in the process begin. Also not when the first try of the commit ended with an unknown
+    outcome."""
     ran: list[str] = []
     seen: list[bytes | None] = []
 
