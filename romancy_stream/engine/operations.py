@@ -258,12 +258,14 @@ def _go_on(
         return run
     copies[0] = following.beginning(copies[0], len(copies))
     new = core.renew(batch, copies, part)
+    if again is not None and again.kind in _ASKED_ANEW:
+        again = None
+    channels.rejoin(batch, new)  # before the code goes on, which may publish to a channel that it listens to
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
     if again is None:
         core.awake(batch, new)
     else:
         core.deliver(batch, new, again.kind, again.ref, again.attrs, again.payload)
-    channels.rejoin(batch, new)
     slots.rejoin(batch, new)
     _pass_on(batch, entry)
     return run
@@ -311,6 +313,10 @@ _QUESTIONS = frozenset(
         h.SLOT_ASKED,
     }
 )
+
+
+_ASKED_ANEW = frozenset({h.CHANNEL_JOINED, h.CHANNEL_REFUSED, h.GROUP_JOINED, h.GROUP_REFUSED})
+"""Answers that do not hold for the new run: the run before has left the channel again."""
 
 
 def _backing_off(entry: Entry, event: HistoryEvent) -> bool:

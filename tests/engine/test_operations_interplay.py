@@ -113,6 +113,24 @@ def test_the_next_run_listens_where_the_last_one_listened(make: Any, mode: str) 
     here.check_projections()
 
 
+@workflow
+async def talks_to_itself(ctx: WorkflowContext) -> Any:
+    await ctx.subscribe("news")
+    ctx.publish("news", "heard")
+    return (await ctx.receive("news")).data
+
+
+@worlds
+def test_the_next_run_hears_what_it_publishes_at_once(make: Any) -> None:
+    here = make(talks_to_itself)
+    here.start("talks_to_itself")
+    here.run()
+    joined = here.kinds().index("channel.joined sub:1") + 1
+    assert operate(here, w.RESET, **{w.X_SEQUENCE: str(joined + 1)})["run"] == 2
+    here.run()
+    assert here.output() == "heard"
+
+
 # -- signals -----------------------------------------------------------------------------------------------------------
 @worlds
 def test_signals_before_the_point_stay_and_those_behind_it_are_given_again(make: Any) -> None:
