@@ -261,12 +261,12 @@ def _go_on(
     if again is not None and again.kind in _ASKED_ANEW:
         again = None
     channels.rejoin(batch, new)  # before the code goes on, which may publish to a channel that it listens to
+    slots.rejoin(batch, new)  # before it ends, perhaps at once, and lets go
     _ask_again(batch, new, [event for event in copies if again is None or event.ref != again.ref])
     if again is None:
         core.awake(batch, new)
     else:
         core.deliver(batch, new, again.kind, again.ref, again.attrs, again.payload)
-    slots.rejoin(batch, new)
     _pass_on(batch, entry)
     return run
 
@@ -315,8 +315,10 @@ _QUESTIONS = frozenset(
 )
 
 
-_ASKED_ANEW = frozenset({h.CHANNEL_JOINED, h.CHANNEL_REFUSED, h.GROUP_JOINED, h.GROUP_REFUSED})
-"""Answers that do not hold for the new run: the run before has left the channel again."""
+_ASKED_ANEW = frozenset(
+    {h.CHANNEL_JOINED, h.CHANNEL_REFUSED, h.GROUP_JOINED, h.GROUP_REFUSED, h.SLOT_GRANTED},
+)
+"""Answers that do not hold for the new run: the run before has left the channel again, or given its slot back."""
 
 
 def _backing_off(entry: Entry, event: HistoryEvent) -> bool:

@@ -131,6 +131,35 @@ def test_the_next_run_hears_what_it_publishes_at_once(make: Any) -> None:
     assert here.output() == "heard"
 
 
+@workflow
+async def one_message_a_run(ctx: WorkflowContext, had: list[Any]) -> list[Any]:
+    await ctx.subscribe("news")
+    had = [*had, (await ctx.receive("news")).data]
+    if len(had) < 3:
+        await ctx.recur(had)
+    return had
+
+
+@worlds
+def test_a_run_that_recurs_as_soon_as_it_goes_on_still_listens(make: Any) -> None:
+    here = make(one_message_a_run)
+    here.start("one_message_a_run", [])
+    soon(here)
+    here.send(message("news", 1, "m1"))
+    soon(here)
+    assert here.instances["i"].run == 2
+    here.send(message("news", 2, "m2"))
+    soon(here)
+    assert operate(here, w.FORK, "j", romancyinstance="i", romancyrun=2)["run"] == 1
+    soon(here)
+    assert here.instances["j"].run == 2
+    here.send(message("news", 3, "m3"))
+    here.run()
+    assert here.output() == here.output("j") == [1, 2, 3]
+    assert not here.members
+    here.check_projections()
+
+
 # -- signals -----------------------------------------------------------------------------------------------------------
 @worlds
 def test_signals_before_the_point_stay_and_those_behind_it_are_given_again(make: Any) -> None:

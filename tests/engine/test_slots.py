@@ -18,6 +18,8 @@ from romancy_stream.wire.event import WireEvent
 from romancy_stream.workflow import workflow
 from tests.engine.world import World
 
+TIME = "2026-01-01T00:00:00Z"
+
 
 @activity(retry=RetryPolicy.none())
 async def work(n: int) -> int:
@@ -87,7 +89,7 @@ class Turns(World):
                 self.result(row, **({"value": 1} | how if "error" not in how else how))
 
     def command(self, kind: str, instance_id: str) -> None:
-        event = WireEvent(f"{kind} {instance_id}", "/test", kind, instance_id, b"{}", "2026-01-01T00:00:00Z")
+        event = WireEvent(f"{kind} {instance_id}", "/test", kind, instance_id, b"{}", TIME)
         self.send(event, self.part_of(instance_id))
         self.run(restarts=True)
 
@@ -207,6 +209,42 @@ def test_a_run_that_is_sent_back_keeps_its_slot() -> None:
     world.answered = 1
     world.finish("i0")
     assert world.settle() == ["i0", "i1"]  # it has its place in the line, too
+
+
+@workflow(name="alone", concurrency=Concurrency(limit=1))
+async def idle(ctx: WorkflowContext) -> None: ...
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 3, 5])
+def test_a_run_that_is_sent_back_and_ends_at_once_leaves_no_slot_behind(sequence: int) -> None:
+    flow = idle if sequence < 5 else alone
+    world = Turns(flow, answers={"work": lambda *_: 1})
+    world.start("alone")
+    world.run(restarts=True)
+    world.send(WireEvent("r", "/test", w.RESET, "i", None, TIME, {w.X_SEQUENCE: str(sequence)}), world.part_of("i"))
+    world.run(restarts=True)
+    assert (world.instances["i"].run, world.instances["i"].status) == (2, "completed")
+    assert not world.members
+    world.start("alone", instance_id="next")
+    world.run(restarts=True)
+    assert world.instances["next"].status == "completed"
+    world.check_projections()
+
+
+def test_a_run_that_is_sent_back_to_its_slot_after_its_end_waits_for_it_again() -> None:
+    world = Turns(alone)
+    world.start("alone")
+    world.settle()
+    world.finish("i")
+    world.start("alone", instance_id="next")
+    world.settle()
+    world.send(WireEvent("r", "/test", w.RESET, "i", None, TIME, {w.X_SEQUENCE: "3"}), world.part_of("i"))
+    world.answered = 2
+    assert world.settle() == []
+    assert world.waiting("i") == ("running", ["slot alone"])
+    world.answered = 1
+    world.finish("next")
+    assert world.settle() == ["i", "next"]
 
 
 def test_a_retry_goes_on_at_once() -> None:
