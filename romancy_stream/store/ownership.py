@@ -119,7 +119,7 @@ class Ownership:
                     outbox=sendable,
                     held=held,
                     parked=parked[part],
-                    eager=[each for each in eager if each.part == part],
+                    eager=tuple(each for each in eager if each.part == part),
                     stalls=marks[part].stalls,
                     suspect=marks[part].suspect,
                 )
