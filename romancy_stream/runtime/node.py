@@ -74,7 +74,7 @@ class Node:
         self._registry = registry
         self._tasks: list[asyncio.Task[None]] = []
         self._hub: ResultHub | None = None
-        self.listeners = Listeners(config.listeners)
+        self.listeners = Listeners(())
 
     @property
     def hub(self) -> ResultHub:
@@ -95,6 +95,7 @@ class Node:
             if self.config.initialise:
                 await initialise(self.config, self.broker, self.store)
             await check(self.config, self.broker, self.store)
+            self.listeners = Listeners(self.config.listeners)
             self._hub = ResultHub(self.store, self.broker, self.topics, self._is_local)
             await self._start_roles()
         except BaseException:

@@ -198,6 +198,18 @@ async def test_a_slow_listener_misses_something_and_holds_up_nobody(
     assert [record for record in caplog.records if "too slow" in record.getMessage()]
 
 
+async def test_an_app_that_cannot_be_entered_leaves_nothing_behind(tmp_path: Path) -> None:
+    app, _ = make_app(tmp_path)
+    app.add_listener(Everything())
+
+    @app.workflow
+    async def unresolvable(ctx: WorkflowContext, what: NoSuchType) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigurationError, match="NoSuchType"):
+        await app.__aenter__()
+    assert len(asyncio.all_tasks()) == 1
+
+
 async def test_only_listeners_are_added(tmp_path: Path) -> None:
     app, _ = make_app(tmp_path)
     with pytest.raises(TypeError, match="is a Listener"):
