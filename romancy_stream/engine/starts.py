@@ -124,14 +124,6 @@ class Starts:
             return
         batch.dead_letter(received, reason, message, event.source, event.id)
 
-    def _exists(
-        self, batch: Batch, part: int, instance_id: str, workflow: str, event: WireEvent, existing: tuple[str, str]
-    ) -> None:
-        if event.extensions.get(w.X_CONFLICT) == "fail" and existing != (event.source, event.id):
-            message = f"instance {instance_id} exists"
-            self._tell(batch, part, instance_id, workflow, event, "instance_exists", message, b"[]")
-        self._core.stats["duplicate_start"] += 1
-
     # -- starting ------------------------------------------------------------------------------------------------
     def _start(
         self, batch: Batch, received: Received, part: int, instance_id: str, workflow: str, event: WireEvent
