@@ -50,7 +50,7 @@ test: venv ## lint, types and the whole test suite, on real servers
 
 .PHONY: suite fetch
 suite: venv
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --reruns 1
 
 fetch:
 	-tools/services fetch

@@ -136,6 +136,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _tell_unsteady(terminalreporter)
     if not missing:
         return
     skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
@@ -145,3 +146,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{reason}\n  this cost {len(cost)} tests:")
         for nodeid in cost:
             terminalreporter.write_line(f"    {nodeid}")
+
+
+def _tell_unsteady(terminalreporter: pytest.TerminalReporter) -> None:
+    """The whole suite runs a test that fails a second time: several hundred tests depend on when real servers answer
+    beside others on two cores. One that passes then is a fault all the same, of the test or of the product, and is
+    told here with what it printed."""
+    again: list[pytest.TestReport] = terminalreporter.stats.get("rerun", [])
+    if not again:
+        return
+    terminalreporter.section("FAILED AT FIRST: each is a fault to be found")
+    for report in again:
+        terminalreporter.write_line(f"{report.nodeid} ({report.when})\n{report.longreprtext}\n")
