@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import orjson
 
+from romancy_stream.commanding import Commanding
 from romancy_stream.engine import history as h
 from romancy_stream.engine.answers import refusal
 from romancy_stream.engine.commit import CANCELLED
-from romancy_stream.engine.failure import decode_error
 from romancy_stream.errors import InstanceNotCancellableError
-from romancy_stream.ids import uuid7_hex
-from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import new_event_time
 from romancy_stream.wire.event import WireEvent
 
 CANCEL_ANSWER_TIMEOUT_S: Final = 30.0
 """How long the engine's answer is waited for, where nobody says otherwise."""
 
 
-class Cancelling:
+class Cancelling(Commanding):
     """A part of every client."""
-
-    _store: Store
-    _hub: ResultHub
-    _poll_interval_s: float | None
 
     async def cancel(
         self, instance_id: str, reason: str | None = None, *, timeout: float | None = CANCEL_ANSWER_TIMEOUT_S
@@ -37,40 +29,14 @@ class Cancelling:
         code sees asyncio.CancelledError and may clean up, then what it completed is undone. Nothing happens where it is
         cancelled already. InstanceNotFoundError; InstanceNotCancellableError: it has finished; TimeoutError: no engine
         has answered within `timeout` seconds, and it may still happen."""
-        if not isinstance(instance_id, str) or not instance_id:
-            raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"reason must be a text, not {reason!r}")
-        command = WireEvent(
-            uuid7_hex(),
-            self._source,
-            w.CANCEL,
-            instance_id,
-            orjson.dumps({"reason": reason}),
-            new_event_time(self._now_us()),
-            {w.X_PARTITION_KEY: instance_id},
-        )
+        command = self._command_to(w.CANCEL, instance_id, orjson.dumps({"reason": reason}))
 
         async def look() -> bytes | None:
             return await _known_answer(self._store, command)
 
-        async with asyncio.timeout(timeout):
-            async with self._hub.answer(instance_id, command.id, look, self._poll_interval_s) as answer:
-                await self._send(command, instance_id)
-                told: dict[str, Any] = orjson.loads(await answer)
-        if "error" in told:
-            raise decode_error(orjson.dumps(told["error"]))
-
-    # -- of the client -------------------------------------------------------------------------------------------
-    @property
-    def _source(self) -> str:
-        raise NotImplementedError
-
-    def _now_us(self) -> int:
-        raise NotImplementedError
-
-    async def _send(self, event: WireEvent, key: str) -> None:
-        raise NotImplementedError
+        await self._ask(command, look, timeout)
 
 
 async def _known_answer(store: Store, command: WireEvent) -> bytes | None:
@@ -97,10 +63,3 @@ class Cancellable:
     async def cancel(self, reason: str | None = None, *, timeout: float | None = CANCEL_ANSWER_TIMEOUT_S) -> None:
         """As `client.cancel`."""
         await self._client.cancel(self.instance_id, reason, timeout=timeout)
-
-
-if TYPE_CHECKING:
-    from romancy_stream.client import BaseClient
-
-    def _is_a_part(client: BaseClient) -> Cancelling:
-        return client

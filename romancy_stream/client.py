@@ -19,8 +19,8 @@ from romancy_stream.errors import (
 from romancy_stream.handle import Handle
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
-from romancy_stream.messaging import ChannelClient
 from romancy_stream.operating import Operating
+from romancy_stream.publishing import Publishing
 from romancy_stream.registry import Registry
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.runtime.sealer import OPEN, Sealer
@@ -39,15 +39,8 @@ _PARTS: Final = ("_broker", "_store", "_hub")
 """Of a client, while it is entered."""
 
 
-class BaseClient(Scheduling, ChannelClient, Operating):
+class BaseClient(Scheduling, Publishing, Operating):
     """The methods that an app and a client share. They are usable between entering and leaving."""
-
-    namespace: str
-    _broker: Broker
-    _store: Store
-    _hub: ResultHub
-    _poll_interval_s: float | None = None
-    _sealer: Sealer = OPEN
 
     if not TYPE_CHECKING:
 
@@ -100,9 +93,6 @@ class BaseClient(Scheduling, ChannelClient, Operating):
             wire = WireEvent(wire.id, wire.source, wire.type, wire.subject, wire.data, now, wire.extensions)
         await self._send(wire, wire.extensions.get(w.X_INSTANCE) or wire.subject or wire.id)
         return wire.id
-
-    async def _seal(self, raw: bytes | None, what: str) -> bytes | None:
-        return await self._sealer.seal(raw, what)
 
     def handle(self, instance_id: str, workflow: Startable[..., T] | None = None) -> Handle[T]:
         """To wait for an instance that somebody else started, and to talk to it."""

@@ -1,5 +1,4 @@
-"""Channels and groups as users see them: what workflow code does with them (`ctx`), and what app and client do from
-outside."""
+"""Channels and groups as workflow code sees them: the part of `ctx`, and what activities publish."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ from romancy_stream.engine.messages import (
     Message,
     Mode,
     ReceivedMessage,
-    channel_entity,
     checked_channel,
     checked_group,
     checked_mode,
@@ -23,12 +21,10 @@ from romancy_stream.engine.messages import (
 )
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES, TypeCodec, encode_data, load_plain
 from romancy_stream.errors import MessageTimeoutError
-from romancy_stream.ids import uuid7_hex
+from romancy_stream.options import checked_instance_id
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import new_event_time
-from romancy_stream.wire.event import WireEvent
 
-__all__ = ["ChannelClient", "ChannelContext", "ReceivedMessage", "message_publication"]
+__all__ = ["ChannelContext", "ReceivedMessage", "described", "encoded_message", "message_publication"]
 
 M = TypeVar("M")
 
@@ -84,7 +80,7 @@ class ChannelContext:
     ) -> None:
         """To the mailbox of one instance, which `receive` of that channel reads. PayloadError. An instance that is not
         there, or has ended, gets nothing, and nobody is told."""
-        self._send_message(channel, data, metadata, to=_instance(instance_id))
+        self._send_message(channel, data, metadata, to=checked_instance_id(instance_id))
 
     def send_to_group(
         self, group: str, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None
@@ -100,80 +96,23 @@ class ChannelContext:
         self._scope.subscriptions.leave(checked_group(group))
 
     def _send_message(self, channel: str, data: Any, metadata: Mapping[str, Any] | None, **to: str) -> None:
-        raw = _encoded(channel, data)
+        raw = encoded_message(channel, data)
         self._scope.subscriptions.send(checked_channel(channel), raw, encode_metadata(metadata), **to)
-
-
-class ChannelClient:
-    """Part of `App` and `Client`."""
-
-    async def publish(
-        self, channel: str, data: Any = None, metadata: Mapping[str, Any] | None = None, *, id: str | None = None
-    ) -> str:
-        """A message to the subscribers of a channel; returns its id when it is durable. The same `id` again changes
-        nothing. PayloadError."""
-        key = channel_entity(checked_channel(channel))
-        return await self._send_message(key, channel, None, data, metadata, id)
-
-    async def send_to(
-        self,
-        instance_id: str,
-        channel: str,
-        data: Any = None,
-        metadata: Mapping[str, Any] | None = None,
-        *,
-        id: str | None = None,
-    ) -> str:
-        """A message to the mailbox of one instance, which `ctx.receive` of that channel reads; returns its id when it
-        is durable. For an instance that is not there, or has ended, it becomes a dead letter. PayloadError."""
-        checked_channel(channel)
-        return await self._send_message(_instance(instance_id), channel, instance_id, data, metadata, id)
-
-    async def _send_message(
-        self, key: str, channel: str, to: str | None, data: Any, metadata: Mapping[str, Any] | None, id_: str | None
-    ) -> str:
-        extensions = {w.X_CHANNEL: channel, w.X_PARTITION_KEY: key}
-        if (text := encode_metadata(metadata)) is not None:
-            extensions[w.X_METADATA] = text
-        raw = await self._seal(_encoded(channel, data), _what(channel))
-        now = new_event_time(self._now_us())
-        event = WireEvent(id_ or uuid7_hex(), self._source, w.CHANNEL_PUBLISH, to, raw, now, extensions)
-        await self._send(event, key)
-        return event.id
-
-    @property
-    def _source(self) -> str:
-        raise NotImplementedError
-
-    def _now_us(self) -> int:
-        raise NotImplementedError
-
-    async def _seal(self, raw: bytes | None, what: str) -> bytes | None:
-        raise NotImplementedError
-
-    async def _send(self, event: WireEvent, key: str) -> None:
-        raise NotImplementedError
 
 
 def message_publication(channel: str, data: Any, metadata: Mapping[str, Any] | None) -> Publication:
     """Of an activity. ValueError, PayloadError."""
-    raw = _encoded(channel, data)
+    raw = encoded_message(channel, data)
     return Publication(w.CHANNEL_PUBLISH, raw, None, None, None, checked_channel(channel), encode_metadata(metadata))
 
 
-def _what(channel: str) -> str:
+def described(channel: str) -> str:
     return f"a message on channel {channel!r}"
 
 
-def _encoded(channel: str, data: Any) -> bytes | None:
+def encoded_message(channel: str, data: Any) -> bytes | None:
     """For what is sealed before it leaves."""
-    return encode_data(data, _what(channel), MAX_ENCODED_BYTES)
-
-
-def _instance(instance_id: object) -> str:
-    if not isinstance(instance_id, str) or not instance_id:
-        raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
-    return instance_id
+    return encode_data(data, described(channel), MAX_ENCODED_BYTES)
 
 
 async def _within(coming: asyncio.Future[Message], timeout_s: float | None, channel: str) -> Message:
@@ -194,7 +133,7 @@ def _seconds(timeout: float | timedelta) -> float:
 
 
 def _decoded(channel: str, data: bytes, model: Any) -> Any:
-    what = _what(channel)
+    what = described(channel)
     if model is None:
         return load_plain(data, what)
     try:

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from romancy_stream.broker.port import Broker
 from romancy_stream.cancelling import Cancelling
 from romancy_stream.engine.answers import refusal
 from romancy_stream.engine.commit import FAILED
-from romancy_stream.engine.failure import decode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.intake import digest
 from romancy_stream.engine.operations import named_point, reset_point, retry_point
@@ -30,11 +28,11 @@ from romancy_stream.errors import (
 )
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.instances import microseconds
+from romancy_stream.options import checked_instance_id
 from romancy_stream.registry import Registry
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import new_event_time
-from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.partition import partition_for
 
 if TYPE_CHECKING:
@@ -66,16 +64,14 @@ class Operating(Cancelling):
     """A part of every client. What each method raises beside its own errors: TimeoutError where no engine has answered
     within `timeout` seconds, and then it may still happen."""
 
-    namespace: str
     registry: Registry
-    _broker: Broker
 
     # -- one instance --------------------------------------------------------------------------------------------
     async def retry(self, instance_id: str, *, timeout: float | None = OPERATION_TIMEOUT_S) -> int:
         """Runs a failed instance again from where it was last well: the activity or child that failed is tried anew,
         what was done before stays done. Returns the number of the new run. NotRetryableError: it has not failed, or
         what it had done was undone; InstanceNotFoundError."""
-        command = self._operation(w.RETRY, instance_id)
+        command = self._command_to(w.RETRY, instance_id)
         return int((await self._operate(command, timeout))["run"])
 
     async def reset(
@@ -85,7 +81,7 @@ class Operating(Cancelling):
         them), or from the last thing that happened to it. The code gets the last input at or before that event once
         more; what came behind it is done anew. Returns the number of the new run. InvalidResetPointError,
         InstanceNotFoundError."""
-        command = self._operation(w.RESET, instance_id, _at("to_event", to_event))
+        command = self._command_to(w.RESET, instance_id, extensions=_at("to_event", to_event))
         return int((await self._operate(command, timeout))["run"])
 
     async def fork(
@@ -100,20 +96,20 @@ class Operating(Cancelling):
         """Another instance, which begins with the history of this one up to event `at`, and goes on by itself. `run`:
         that of an earlier run. InvalidResetPointError, InstanceNotFoundError; InstanceExistsError: `new_id` is
         taken."""
-        history = await self._store.history(_checked(instance_id), run)
+        history = await self._store.history(checked_instance_id(instance_id), run)
         if not history:
             which = "" if run is None else f" with a run {run}"
             raise InstanceNotFoundError(f"no instance {instance_id!r}{which}")
         begun = history[0]
         extensions = {w.X_INSTANCE: instance_id, w.X_RUN: str(begun.run), **_at("at", at)}
         to = f"{begun.attrs['workflow']}-{uuid7_hex()}" if new_id is None else new_id
-        await self._operate(self._operation(w.FORK, to, extensions), timeout)
+        await self._operate(self._command_to(w.FORK, to, extensions=extensions), timeout)
         return self.handle(to, self.registry.workflows.get(begun.attrs["workflow"]))
 
     async def delete(self, instance_id: str, *, timeout: float | None = OPERATION_TIMEOUT_S) -> None:
         """Removes a finished instance with everything that is known of it. The start that began it still counts as
         known for a while. NotDeletableError: it has not finished; InstanceNotFoundError."""
-        await self._operate(self._operation(w.DELETE, instance_id), timeout)
+        await self._operate(self._command_to(w.DELETE, instance_id), timeout)
 
     # -- all that a filter finds ---------------------------------------------------------------------------------
     async def cancel_all(
@@ -197,23 +193,11 @@ class Operating(Cancelling):
             query = replace(query, page_token=page.next_page_token)
 
     # -- commands ------------------------------------------------------------------------------------------------
-    def _operation(self, type_: str, instance_id: str, extensions: Mapping[str, str] | None = None) -> WireEvent:
-        now = new_event_time(self._now_us())
-        given = {w.X_PARTITION_KEY: _checked(instance_id), **(extensions or {})}
-        return WireEvent(uuid7_hex(), self._source, type_, instance_id, None, now, given)
-
     async def _operate(self, command: WireEvent, timeout_s: float | None) -> dict[str, Any]:
-        instance_id = command.subject or ""
-
         async def look() -> bytes | None:
             return await self._known_answer(command)
 
-        async with asyncio.timeout(timeout_s):
-            async with self._hub.answer(instance_id, command.id, look, self._poll_interval_s) as answer:
-                await self._send(command, instance_id)
-                told: dict[str, Any] = orjson.loads(await answer)
-        if "error" in told:
-            raise decode_error(orjson.dumps(told["error"]))
+        told: dict[str, Any] = orjson.loads(await self._ask(command, look, timeout_s))
         return told
 
     async def _known_answer(self, command: WireEvent) -> bytes | None:
@@ -221,7 +205,7 @@ class Operating(Cancelling):
         about it."""
         instance_id = command.subject or ""
         topics = await self._broker.topics()
-        part = partition_for(instance_id.encode(), topics[Topics(self.namespace).commands].partitions)
+        part = partition_for(instance_id.encode(), topics[self.topics.commands].partitions)
         key = (part, digest("command", command))
         if not await self._store.taken_in([key]):
             return None
@@ -263,12 +247,6 @@ def _refused_by(history: Sequence[HistoryEvent], command: WireEvent) -> RomancyE
     except RomancyError as error:
         return error
     return RomancyError(f"{command.type} was refused, and would not be now: instance {command.subject} has changed")
-
-
-def _checked(instance_id: str) -> str:
-    if not isinstance(instance_id, str) or not instance_id:
-        raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
-    return instance_id
 
 
 def _at(name: str, seq: int | None) -> dict[str, str]:

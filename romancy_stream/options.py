@@ -27,6 +27,13 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+def checked_instance_id(instance_id: object) -> str:
+    """ValueError for what is no id, wherever one is given."""
+    if not isinstance(instance_id, str) or not instance_id:
+        raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
+    return instance_id
+
+
 @dataclass(frozen=True, slots=True)
 class StartOptions:
     """`start_delay`: seconds, or a timedelta; `start_at`: an aware datetime; not both. `parent_close` is for children.
@@ -40,8 +47,8 @@ class StartOptions:
     parent_close: ParentClose = "cancel"
 
     def __post_init__(self) -> None:
-        if self.instance_id is not None and (not isinstance(self.instance_id, str) or not self.instance_id):
-            raise ValueError(f"instance_id must be a text that is not empty, not {self.instance_id!r}")
+        if self.instance_id is not None:
+            checked_instance_id(self.instance_id)
         for name, choices in _CHOICES.items():
             chosen = getattr(self, name)
             if chosen not in choices and not (chosen is None and name == "reuse"):

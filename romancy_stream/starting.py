@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import Any, Final, overload
 
-import orjson
-
-from romancy_stream.broker.port import Broker
-from romancy_stream.engine.failure import decode_error
+from romancy_stream.commanding import Commanding
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data
-from romancy_stream.errors import ConfigurationError, InstanceExistsError, RecordRefusedError
+from romancy_stream.errors import InstanceExistsError
 from romancy_stream.handle import Handle, rejection
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.options import OnConflict, Reuse, StartOptions
-from romancy_stream.runtime.hub import ResultHub
-from romancy_stream.runtime.sealer import Sealer
-from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import encode, new_event_time, require_sendable
-from romancy_stream.wire.event import Topics, WireEvent
-from romancy_stream.wire.record import OutRecord
+from romancy_stream.wire.codec import new_event_time
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.workflow import I, P, R, Startable, Workflow
 
 START_ANSWER_TIMEOUT_S: Final = 30.0
@@ -32,27 +23,8 @@ SENT_AT_ONCE: Final = 10_000
 """Starts of `start_many` whose acknowledgements are waited for together: some 20 MB of futures and records."""
 
 
-class Starting:
+class Starting(Commanding):
     """A part of every client."""
-
-    namespace: str
-    _broker: Broker
-    _store: Store
-    _hub: ResultHub
-    _poll_interval_s: float | None
-    _sealer: Sealer
-
-    @property
-    def topics(self) -> Topics:
-        return Topics(self.namespace)
-
-    @property
-    def _source(self) -> str:
-        return f"/romancy/{self.namespace}/client"
-
-    def _now_us(self) -> int:
-        """What messages say about when they were sent."""
-        return time.time_ns() // 1_000
 
     def _new_id(self, workflow_name: str) -> str:
         return f"{workflow_name}-{uuid7_hex()}"
@@ -170,7 +142,7 @@ class Starting:
 
     def _command(self, name: str, data: bytes | None, options: StartOptions) -> WireEvent:
         instance_id = options.instance_id or self._new_id(name)
-        extensions = {w.X_WORKFLOW: name, w.X_PARTITION_KEY: instance_id}
+        extensions = {w.X_WORKFLOW: name}
         if options.on_conflict == "fail":
             extensions[w.X_CONFLICT] = "fail"
         if options.reuse is not None:
@@ -179,7 +151,7 @@ class Starting:
         begin_us = options.begin_us(now_us)
         if begin_us is not None:
             extensions[w.X_BEGIN] = new_event_time(begin_us)
-        return WireEvent(uuid7_hex(), self._source, w.START, instance_id, data, new_event_time(now_us), extensions)
+        return self._command_to(w.START, instance_id, data, extensions, now_us=now_us)
 
     async def _answered(self, command: WireEvent) -> None:
         assert command.subject is not None
@@ -198,41 +170,9 @@ class Starting:
             begun = row is not None and (row.event_source, row.event_id) == (command.source, command.id)
             return b'{"ok":true}' if begun else None
 
-        async with self._hub.answer(instance_id, command.id, look, self._poll_interval_s) as answer:
-            await self._send(command, instance_id)
-            async with asyncio.timeout(START_ANSWER_TIMEOUT_S):
-                told = orjson.loads(await answer)
-        if "error" in told:
-            raise decode_error(orjson.dumps(told["error"]))
-
-    # -- sending -------------------------------------------------------------------------------------------------
-    def _record(self, event: WireEvent, key: str) -> OutRecord:
-        require_sendable(event)
-        headers, value = encode(event)
-        return OutRecord(self.topics.commands, key.encode(), value, headers)
-
-    async def _send(self, event: WireEvent, key: str) -> None:
-        await self._send_records([self._record(event, key)])
-
-    async def _send_records(self, records: Sequence[OutRecord]) -> None:
-        results = await asyncio.gather(*await self._broker.send(records), return_exceptions=True)
-        for error in results:
-            if isinstance(error, RecordRefusedError) and self.topics.commands not in await self._broker.topics():
-                raise ConfigurationError(
-                    f"topic {self.topics.commands!r} does not exist yet: start a worker, or run "
-                    "`romancy init MODULE:APP`"
-                ) from error
-            if isinstance(error, BaseException):
-                raise error
+        await self._ask(command, look, answer_timeout_s=START_ANSWER_TIMEOUT_S)
 
 
 def _waits(options: StartOptions) -> bool:
     """Whether the engine has to say what became of the start."""
     return options.on_conflict == "fail" or options.reuse is not None
-
-
-if TYPE_CHECKING:
-    from romancy_stream.client import BaseClient
-
-    def _is_a_part(client: BaseClient) -> Starting:
-        return client

@@ -4,27 +4,19 @@ signal or an update is a command to the engine; a query is answered here, from t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-import orjson
-
-from romancy_stream.engine.failure import decode_error
+from romancy_stream.commanding import Commanding
 from romancy_stream.engine.handlers import handler_of, unknown_handler
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data, load_plain
 from romancy_stream.engine.queries import ask
 from romancy_stream.engine.signals import OK, answer_in, update_ref
 from romancy_stream.errors import ConfigurationError, InstanceNotFoundError
-from romancy_stream.ids import uuid7_hex
 from romancy_stream.interaction import Handler, P, Query, R, Signal, Update
 from romancy_stream.registry import Registry
-from romancy_stream.runtime.hub import ResultHub
-from romancy_stream.runtime.sealer import Sealer
-from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import new_event_time
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.workflow import I, Workflow
 
@@ -44,15 +36,11 @@ class WorkflowVersion:
     is_default: bool
 
 
-class Talking:
+class Talking(Commanding):
     """A part of every client. By name, one argument is the data itself, named ones are an object; the typed way, with
     the handler in place of its name, checks both."""
 
     registry: Registry
-    _store: Store
-    _hub: ResultHub
-    _poll_interval_s: float | None
-    _sealer: Sealer
 
     # -- signals -------------------------------------------------------------------------------------------------
     @overload
@@ -65,7 +53,7 @@ class Talking:
         await self._signal(instance_id, _name(signal, Signal), _data(signal, None, args, kwargs))
 
     async def _signal(self, instance_id: str, name: str, data: bytes | None) -> None:
-        command = self._said(w.SIGNAL, instance_id, name, await self._sealer.seal(data, f"the argument of {name!r}"))
+        command = await self._said(w.SIGNAL, instance_id, name, data)
         await self._send(command, instance_id)
 
     # -- updates -------------------------------------------------------------------------------------------------
@@ -91,27 +79,18 @@ class Talking:
         return update.decode_result(raw) if isinstance(update, Update) else load_plain(raw, "the result")
 
     async def _update(self, instance_id: str, name: str, data: bytes | None, timeout_s: float | None) -> bytes:
-        command = self._said(w.UPDATE, instance_id, name, await self._sealer.seal(data, f"the argument of {name!r}"))
+        command = await self._said(w.UPDATE, instance_id, name, data)
         ref = update_ref(command.source, command.id)
 
         async def look() -> bytes | None:
             return answer_in(await self._store.history(instance_id), ref)
 
-        async with asyncio.timeout(timeout_s):
-            async with self._hub.answer(instance_id, command.id, look, self._poll_interval_s) as answer:
-                await self._send(command, instance_id)
-                told = await answer
-        if told.startswith(OK):
-            return await self._sealer.open(told[len(OK) : -1])
-        error = decode_error(orjson.dumps(orjson.loads(told)["error"]))
-        raise error from error.__cause__
+        told = await self._ask(command, look, timeout_s)
+        return await self._sealer.open(told[len(OK) : -1])
 
-    def _said(self, type_: str, instance_id: str, name: str, data: bytes | None) -> WireEvent:
-        if not isinstance(instance_id, str) or not instance_id:
-            raise ValueError(f"instance_id must be a text that is not empty, not {instance_id!r}")
-        now = new_event_time(self._now_us())
-        extensions = {w.X_NAME: name, w.X_PARTITION_KEY: instance_id}
-        return WireEvent(uuid7_hex(), self._source, type_, instance_id, data, now, extensions)
+    async def _said(self, type_: str, instance_id: str, name: str, data: bytes | None) -> WireEvent:
+        sealed = await self._sealer.seal(data, f"the argument of {name!r}")
+        return self._command_to(type_, instance_id, sealed, {w.X_NAME: name})
 
     # -- queries -------------------------------------------------------------------------------------------------
     @overload
@@ -185,17 +164,6 @@ class Talking:
                 )
             )
         return found
-
-    # -- of the client -------------------------------------------------------------------------------------------
-    @property
-    def _source(self) -> str:
-        raise NotImplementedError
-
-    def _now_us(self) -> int:
-        raise NotImplementedError
-
-    async def _send(self, event: WireEvent, key: str) -> None:
-        raise NotImplementedError
 
 
 class Addressed:
@@ -273,10 +241,3 @@ def _timeout(update: Any, kwargs: dict[str, Any]) -> float | None:
         return None
     timeout_s: float | None = kwargs.pop("timeout", None)
     return timeout_s
-
-
-if TYPE_CHECKING:
-    from romancy_stream.client import BaseClient
-
-    def _is_a_part(client: BaseClient) -> Talking:
-        return client

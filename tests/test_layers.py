@@ -9,7 +9,7 @@ The layers, from the bottom. A line may use what stands above it in this table, 
     options, child, context, workflow, activity, registry     definitions of user code
     store | broker                   the two ports and what implements them; neither knows the other
     runtime                          the shell around the core
-    instances, handle, starting, client, app, audit    what users hold in their hands
+    commanding, instances, handle, starting, client, app, audit    what users hold in their hands
     testing                          for users' tests: an app's surroundings, made of dicts and lists
     cli                              the command line
 """
@@ -49,8 +49,8 @@ MAY_USE: dict[str, set[str]] = {
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
     "events": {"engine", "wire"},
-    "messaging": {"errors", "ids", "engine", "wire"},
     "options": {"engine"},
+    "messaging": {"errors", "engine", "wire", "options"},
     "child": {"engine", "wire", "options"},
     "context": {"errors", "engine", "wire", "events", "messaging", "options", "child"},
     "interaction": {"errors", "engine", "context"},
@@ -66,13 +66,15 @@ MAY_USE: dict[str, set[str]] = {
     "runtime": BELOW_RUNTIME,
     "payloads": {"errors", "ids", "engine", "wire", "runtime"},
     "instances": {"engine", "store"},
-    "cancelling": BELOW_RUNTIME | {"runtime"},
-    "talking": BELOW_RUNTIME | {"runtime"},
+    "commanding": BELOW_RUNTIME | {"runtime"},
+    "publishing": BELOW_RUNTIME | {"commanding"},
+    "cancelling": BELOW_RUNTIME | {"commanding"},
+    "talking": BELOW_RUNTIME | {"commanding"},
     "operating": BELOW_RUNTIME | {"instances", "cancelling"},
     "handle": {"errors", "engine", "instances", "runtime", "workflow", "cancelling", "operating", "talking"},
-    "starting": BELOW_RUNTIME | {"runtime", "handle"},
+    "starting": BELOW_RUNTIME | {"commanding", "handle"},
     "scheduling": BELOW_RUNTIME | {"starting", "talking", *SCHEDULES},
-    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "starting", "operating", "talking"},
+    "client": BELOW_RUNTIME | {"runtime", "instances", "handle", "scheduling", "operating", "publishing"},
     "app": BELOW_RUNTIME | {"runtime", "payloads", "instances", "handle", "scheduling", "client", *SCHEDULES},
     "audit": {"errors", "wire", "engine", "store"},
     "testing": BELOW_RUNTIME | {"runtime", "instances", "handle", "starting", "client", "app"},
@@ -88,9 +90,6 @@ EXCEPTIONS = {
     ("operating", "handle"): "for the type alone: a fork is given to who asked for it as a handle",
     ("context", "workflow"): "for the type alone: children are of workflows, whose code gets a context",
     ("context", "activity"): "for the type alone: what is to be undone is undone by an activity",
-    ("starting", "client"): "for the type alone: a part of every client",
-    ("cancelling", "client"): "for the type alone: a part of every client",
-    ("talking", "client"): "for the type alone: a part of every client",
     ("schedule_times", "schedule"): "for the type alone: functions of a schedule, which checks itself with them",
     ("wire.manifest", "broker.port"): "TopicSpec is a value of the manifest that the port takes as it is",
 }
