@@ -377,8 +377,8 @@ else:
 
     def workflow(code: Any = None, /, **options: Any) -> Any:
         """Makes a workflow of an `async def`, or of a class with an `async def run`; register it with
-        `app.include(...)`. With and without parentheses. `version`: of its code, see docs/signals.md; `default`: new
-        runs get this version, whatever is defined after it."""
+        `app.include(...)`. With and without parentheses. `version`: of its code, see docs/changing-code.md;
+        `default`: new runs get this version, whatever is defined after it."""
 
         def decorate(code: Any) -> Any:
             return decorated(code, define_workflow(code, **options))

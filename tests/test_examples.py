@@ -20,6 +20,17 @@ EXAMPLES = {path.stem: path for path in sorted((REPO / "examples").glob("*.py"))
 PRINTS = {
     "bulk_import": ["attempt 1 begins behind row 0\nattempt 2 begins behind row 4\n10 rows, 2 attempts"],
     "concurrent_fetch": ["https://example.com/0 32", "https://example.com/9 32"],
+    "deadlines": [
+        "Ada pays 3.5 %\nBen has not answered in time\n2,000 tickets have run out, 0 of them too early\n",
+        "the last one: timer.started timer.fired timer.started timer.fired",
+    ],
+    "deployments": [
+        "before the second deployment, exit code 1: 2 histories checked, 1 diverged\n",
+        "history says wait.started wait:1 (truck.came), the code now does activity.scheduled step:2 (step)\n",
+        "before the third deployment, exit code 0: 2 histories checked, 0 diverged\n['o-1 packed', 'o-1 shipped']\n",
+        "['o-2 packed', 'o-2 inspected', 'o-2 shipped']\n",
+        "price without a version 1\nprice 2027 1\n119 120\n",
+    ],
     "deliveries": [
         "a book delivered\no-1:1:2 failed: it broke\na lamp delivered\n",
         "6 tours in 3 runs\n4 events in the first of them",
