@@ -30,7 +30,7 @@ PATH_CHARS_MAX: Final = 1000
 SEGMENTS_MAX: Final = 30  # MariaDB reads JSON down to 31 levels; SQLite joins 64 tables
 NUMBER_DIGITS_MAX: Final = 1000  # beyond that nobody searches
 NUMBER_EXPONENT_MAX: Final = 10_000  # PostgreSQL's numeric ends at 16,383 digits after the point
-FORKS_MAX: Final = 4  # index segments that MariaDB follows both as index and as key: at most 2**4 paths
+FORKS_MAX: Final = 4  # index segments that are followed both as index and as key: at most 2**4 paths
 
 Scalar: TypeAlias = str | Decimal | bool | None
 
@@ -174,13 +174,28 @@ def predicate(wanted: InputFilter, number: int, dialect: str) -> TextClause:
 
 
 def _postgresql(wanted: InputFilter, binds: _Binds) -> str:
-    if any(_INDEX.match(segment) for segment in wanted.segments):
-        path = binds.add(list(wanted.segments), ARRAY(Text()))
-        return f"romancy_instances.input #> {path} = CAST({binds.add(_json(wanted.value), Text())} AS jsonb)"
-    document = _json(wanted.value)  # containment can use a GIN index; keys alone leave it no room for error
-    for segment in reversed(wanted.segments):
-        document = f"{{{json.dumps(segment, ensure_ascii=False)}: {document}}}"
-    return f"romancy_instances.input @> CAST({binds.add(document, Text())} AS jsonb)"
+    """Containment, which the GIN index serves. Keys alone leave it no room for error; of an array it looks at every
+    element."""
+    forks = sum(bool(_INDEX.match(segment)) for segment in wanted.segments)
+    contained = ""
+    if forks <= FORKS_MAX:
+        documents = [_containing(route, wanted.value) for route in _routes(wanted.segments)]
+        contained = " OR ".join(f"romancy_instances.input @> CAST({binds.add(d, Text())} AS jsonb)" for d in documents)
+        if not forks:
+            return contained
+    path, value = binds.add(list(wanted.segments), ARRAY(Text())), binds.add(_json(wanted.value), Text())
+    exact = f"romancy_instances.input #> {path} = CAST({value} AS jsonb)"
+    return f"({contained}) AND {exact}" if contained else exact
+
+
+def _containing(route: tuple[str | int, ...], value: Scalar) -> str:
+    """The smallest document in which the route leads to the value."""
+    document = _json(value)
+    for step in reversed(route):
+        document = (
+            f"[{document}]" if isinstance(step, int) else f"{{{json.dumps(step, ensure_ascii=False)}: {document}}}"
+        )
+    return document
 
 
 def _json(value: Scalar) -> str:

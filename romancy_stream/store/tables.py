@@ -129,6 +129,14 @@ instances = Table(
     Index("romancy_instances_open", "part", postgresql_where=_OPEN).ddl_if(dialect="postgresql"),
     Index("romancy_instances_open", "part", sqlite_where=_OPEN).ddl_if(dialect="sqlite"),
     *_partial("romancy_instances_parent", "parent_id", where=_CHILD),
+    # For searches by input. SQLite and MySQL have nothing like it.
+    Index(
+        "romancy_instances_input",
+        "input",
+        postgresql_using="gin",
+        postgresql_ops={"input": "jsonb_path_ops"},
+        postgresql_with={"gin_pending_list_limit": 256},
+    ).ddl_if(dialect="postgresql"),
     Index("romancy_instances_started", "started_us", "instance_id"),
     Index("romancy_instances_status", "status", "started_us"),
     # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.

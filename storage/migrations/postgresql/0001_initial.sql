@@ -74,6 +74,9 @@ CREATE TABLE romancy_instances (
     PRIMARY KEY (instance_id)
 ) WITH (fillfactor = 85);
 CREATE INDEX romancy_instances_finished ON romancy_instances (part, finished_us) WHERE finished_us IS NOT NULL;
+-- For searches by input. New entries wait in a list (of 256 kB, which each search reads) and are then put in together.
+CREATE INDEX romancy_instances_input ON romancy_instances USING gin (input jsonb_path_ops)
+    WITH (gin_pending_list_limit = 256);
 CREATE INDEX romancy_instances_open ON romancy_instances (part) WHERE finished_us IS NULL;
 CREATE INDEX romancy_instances_parent ON romancy_instances (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX romancy_instances_parked ON romancy_instances (part) WHERE parked IS NOT NULL;
