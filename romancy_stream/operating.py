@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 import orjson
 
@@ -58,6 +58,17 @@ class BulkResult:
     done: int
     refused_count: int
     refused: Mapping[str, RomancyError]
+
+
+class InstanceFilters(TypedDict, total=False):
+    """Of a bulk form, as `list_instances` has them; None, or not there: any."""
+
+    workflow_name: str | None
+    status: str | None
+    instance_id: str | None
+    started_after: datetime | None
+    started_before: datetime | None
+    parent_id: str | None
 
 
 class Operating(Cancelling):
@@ -116,60 +127,38 @@ class Operating(Cancelling):
         self,
         reason: str | None = None,
         *,
-        workflow_name: str | None = None,
-        status: str | None = None,
-        instance_id: str | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-        parent_id: str | None = None,
         at_once: int = AT_ONCE,
         timeout: float | None = OPERATION_TIMEOUT_S,
+        **filters: Unpack[InstanceFilters],
     ) -> BulkResult:
         """Cancels all instances that have not finished and that the filters find; they are those of `list_instances`.
         Newest first, `at_once` at a time; may be repeated. Those that start meanwhile are left alone."""
-        query = _query(workflow_name, status, instance_id, started_after, started_before, parent_id, finished=False)
+        query = _query(finished=False, **filters)
         return await self._to_all(query, lambda each: self.cancel(each, reason, timeout=timeout), at_once)
 
     async def retry_all(
         self,
         *,
-        workflow_name: str | None = None,
-        status: str = FAILED,
-        instance_id: str | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-        parent_id: str | None = None,
         at_once: int = AT_ONCE,
         timeout: float | None = OPERATION_TIMEOUT_S,
+        **filters: Unpack[InstanceFilters],
     ) -> BulkResult:
-        """As `retry`, for all failed instances that the filters find."""
-        query = _query(workflow_name, status, instance_id, started_after, started_before, parent_id, finished=True)
+        """As `retry`, for all instances that the filters find, of those that have failed unless `status` says
+        otherwise."""
+        filters.setdefault("status", FAILED)
+        query = _query(finished=True, **filters)
         return await self._to_all(query, lambda each: self.retry(each, timeout=timeout), at_once)
 
     async def delete_all(
         self,
         *,
-        workflow_name: str | None = None,
-        status: str | None = None,
-        instance_id: str | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
         finished_before: datetime | None = None,
-        parent_id: str | None = None,
         at_once: int = AT_ONCE,
         timeout: float | None = OPERATION_TIMEOUT_S,
+        **filters: Unpack[InstanceFilters],
     ) -> BulkResult:
         """As `delete`, for all finished instances that the filters find."""
-        query = _query(
-            workflow_name,
-            status,
-            instance_id,
-            started_after,
-            started_before,
-            parent_id,
-            finished=True,
-            finished_before=finished_before,
-        )
+        query = replace(_query(finished=True, **filters), finished_before_us=_us(finished_before))
         return await self._to_all(query, lambda each: self.delete(each, timeout=timeout), at_once)
 
     async def _to_all(self, query: InstanceQuery, do: Callable[[str], Awaitable[Any]], at_once: int) -> BulkResult:
@@ -260,27 +249,29 @@ def _at(name: str, seq: int | None) -> dict[str, str]:
 
 
 def _query(
-    workflow_name: str | None,
-    status: str | None,
-    instance_id: str | None,
-    started_after: datetime | None,
-    started_before: datetime | None,
-    parent_id: str | None,
     *,
     finished: bool,
-    finished_before: datetime | None = None,
+    workflow_name: str | None = None,
+    status: str | None = None,
+    instance_id: str | None = None,
+    started_after: datetime | None = None,
+    started_before: datetime | None = None,
+    parent_id: str | None = None,
 ) -> InstanceQuery:
     return InstanceQuery(
         workflow_name,
         status,
         instance_id,
-        None if started_after is None else microseconds(started_after),
-        None if started_before is None else microseconds(started_before),
+        _us(started_after),
+        _us(started_before),
         parent_id=parent_id,
         finished=finished,
-        finished_before_us=None if finished_before is None else microseconds(finished_before),
         limit=PAGE_INSTANCES,
     )
+
+
+def _us(when: datetime | None) -> int | None:
+    return None if when is None else microseconds(when)
 
 
 async def _together(do: Callable[[str], Awaitable[Any]], ids: Sequence[str]) -> list[RomancyError | None]:
