@@ -17,12 +17,12 @@ import contextlib
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from sqlalchemy import func, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,6 +33,7 @@ from romancy_stream.engine.projection import fold
 from romancy_stream.errors import BrokenLogError, ConfigurationError, FencedError
 from romancy_stream.store import tables
 from romancy_stream.store.database import Database
+from romancy_stream.store.keys import chunks
 from romancy_stream.store.projections import Projections
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.partition import partition_for
@@ -50,7 +51,6 @@ Row = InstanceRow | ActivityRow | TimerRow
 Key = tuple[str, tuple[str | int, ...]]  # table, primary key
 Histories = Mapping[str, Sequence[HistoryEvent]]
 Kind = Literal["differs", "missing", "unexpected", "unreadable"]
-T = TypeVar("T")
 
 _TABLES: Final[Mapping[type[Any], str]] = {
     InstanceRow: tables.instances.name,
@@ -201,7 +201,7 @@ async def _pages(store: SqlStore, ids: Sequence[str] | None) -> AsyncIterator[Hi
         async for strays in _strays(store):
             yield dict.fromkeys(strays, ())
     else:
-        for some in _chunks(list(dict.fromkeys(ids)), PAGE_INSTANCES):
+        for some in chunks(list(dict.fromkeys(ids)), PAGE_INSTANCES):
             yield await _histories(store, some)
 
 
@@ -229,11 +229,6 @@ async def _strays(store: SqlStore) -> AsyncIterator[Sequence[str]]:
             return
         yield strays
         last = strays[-1]
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 # -- comparing -------------------------------------------------------------------------------------------------------

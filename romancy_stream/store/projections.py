@@ -4,11 +4,11 @@ projections of some instances, and a replacement for them. Touches history, inst
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Table, Text, bindparam, cast, delete, insert, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
@@ -17,12 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from romancy_stream.engine.commit import ActivityRow, InstanceRow, TimerRow
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
+from romancy_stream.store.keys import chunks
 from romancy_stream.store.paths import storable
 
 IDS_PER_STATEMENT: Final = 500  # far below every driver's limit of parameters
 ROWS_PER_STATEMENT: Final = 500  # rows hold whole inputs and outputs
-
-T = TypeVar("T")
 
 _TABLES: Final[dict[type[Any], Table]] = {
     InstanceRow: tables.instances,
@@ -67,7 +66,7 @@ class Projections:
         found = select(*selects.columns(table, HistoryEvent, self.db.dialect)).order_by(*table.primary_key)
         histories: dict[str, list[HistoryEvent]] = {}
         async with self.db.reading("read histories") as connection:
-            for some in _chunks(sorted(filter(storable, set(ids))), IDS_PER_STATEMENT):
+            for some in chunks(sorted(filter(storable, set(ids))), IDS_PER_STATEMENT):
                 for row in await connection.execute(found.where(table.c.instance_id.in_(some))):
                     event = selects.history_event(row)
                     histories.setdefault(event.instance_id, []).append(event)
@@ -83,7 +82,7 @@ class Projections:
         async with self.db.reading("read projections") as connection:
             if self.db.dialect != "sqlite":  # where a transaction is one snapshot anyway
                 await connection.execution_options(isolation_level="REPEATABLE READ")
-            for some in _chunks(sorted(set(ids)), IDS_PER_STATEMENT):
+            for some in chunks(sorted(set(ids)), IDS_PER_STATEMENT):
                 instances += map(selects.instance_row, await self._rows(connection, InstanceRow, some))
                 activities += map(selects.activity_row, await self._rows(connection, ActivityRow, some))
                 timers += map(selects.timer_row, await self._rows(connection, TimerRow, some))
@@ -112,7 +111,7 @@ class Projections:
             raise ValueError(f"rows of instances that are not to be replaced: {sorted(strays)[:5]}")
         async with self.db.writing("replace projections") as connection:
             for table in _TABLES.values():
-                for some in _chunks(sorted(listed), IDS_PER_STATEMENT):
+                for some in chunks(sorted(listed), IDS_PER_STATEMENT):
                     await connection.execute(delete(table).where(table.c.instance_id.in_(some)))
             await self._insert(connection, tables.instances, [_values(row) for row in instances])
             await self._insert(connection, tables.activities, [_values(row) for row in activities])
@@ -121,14 +120,8 @@ class Projections:
     async def _insert(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
         # JSON goes in as text: SQLAlchemy's JSON type would quote it once more.
         values = {column.name: _bound(column, self.db.dialect) for column in table.columns}
-        for chunk in _chunks(rows, ROWS_PER_STATEMENT):
+        for chunk in chunks(rows, ROWS_PER_STATEMENT):
             await connection.execute(insert(table).values(values), chunk)
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
 
 
 def _bound(column: Column[Any], dialect: str) -> ColumnElement[Any]:
