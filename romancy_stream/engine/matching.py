@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -16,6 +15,8 @@ from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 import orjson
+
+from romancy_stream.engine.fields import MISSING, follow, storable
 
 Scalar = str | int | float | bool | None
 Paths = tuple[str, ...]
@@ -34,8 +35,6 @@ ENTITY_PREFIX: Final = "event:"
 DIGEST_CHARS: Final = 40
 """160 bits: nobody finds two values of one name."""
 
-_INDEX: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-_MISSING: Final = object()
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -53,7 +52,7 @@ def checked_match(match: Mapping[str, Any] | None) -> dict[str, Scalar]:
 
 def checked_path(path: Any) -> str:
     """A field of the data such as "order_id", "customer.id", "lines.0.sku". ValueError."""
-    if not isinstance(path, str) or not 0 < len(path) <= PATH_CHARS or not _storable(path):
+    if not isinstance(path, str) or not 0 < len(path) <= PATH_CHARS or not storable(path):
         raise ValueError(f"a field is a text such as 'order_id' or 'customer.id', not {path!r}")
     segments = path.split(".")
     if "" in segments or len(segments) > SEGMENTS:
@@ -66,7 +65,7 @@ def _scalar(path: str, value: Any) -> Scalar:
         return value
     if isinstance(value, str):
         text = str.__str__(value)  # of an enum: its text, not its name
-        if _storable(text):
+        if storable(text):
             return text
         raise ValueError(f"match[{path!r}]: the text contains a NUL or half a surrogate pair")
     if isinstance(value, int) and int(value) in _INT64:
@@ -77,13 +76,6 @@ def _scalar(path: str, value: Any) -> Scalar:
         f"match[{path!r}]: {value!r} of type {type(value).__name__} is no string, boolean, None, or number of 64 bits; "
         "write it as it stands in the JSON of the event, such as str(value)"
     )
-
-
-def _storable(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def wanted(match: Mapping[str, Scalar]) -> tuple[Paths, Values]:
@@ -151,11 +143,11 @@ class Document:
         if self._value is None:
             self._value = (_parsed(self._raw),)
         segments = _segments(path)
-        leaf = _follow(self._value[0], segments)
+        leaf = follow(self._value[0], segments)
         if isinstance(leaf, float):  # or an integer that has more than 64 bits
             if self._exact is None:
                 self._exact = (json.loads(self._raw, parse_int=Decimal, parse_float=Decimal),)
-            leaf = _follow(self._exact[0], segments)
+            leaf = follow(self._exact[0], segments)
         return canonical(leaf)
 
 
@@ -163,23 +155,12 @@ def _parsed(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except ValueError:  # sealed by somebody else, or kept elsewhere: it matches nothing
-        return _MISSING
+        return MISSING
 
 
 @lru_cache(maxsize=1_024)
 def _segments(path: str) -> Sequence[str]:
     return tuple(path.split("."))
-
-
-def _follow(document: Any, segments: Sequence[str]) -> Any:
-    for segment in segments:
-        if isinstance(document, dict):
-            document = document.get(segment, _MISSING)
-        elif isinstance(document, list) and _INDEX.fullmatch(segment) and int(segment) < len(document):
-            document = document[int(segment)]
-        else:
-            return _MISSING
-    return document
 
 
 # -- where they meet -------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from typing import Any, Final
 from sqlalchemy import Table, select
 
 from romancy_stream.engine.commit import EntityRow, ItemRow, MemberRow, StoredEntity
+from romancy_stream.engine.fields import storable
 from romancy_stream.store import selects, tables
 from romancy_stream.store.database import POSTGRESQL, Database
 from romancy_stream.store.failures import translating
 from romancy_stream.store.keys import IDS_PER_STATEMENT, chunks
-from romancy_stream.store.paths import storable
 
 _ENTITY, _MEMBER, _ITEM = range(3)
 _KEYS: Final = "FROM unnest($1::text[]) AS k(name)"

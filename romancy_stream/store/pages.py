@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from romancy_stream.engine.fields import storable
 from romancy_stream.errors import InvalidPageTokenError
-from romancy_stream.store.paths import InputFilter, Scalar, storable
+from romancy_stream.store.paths import InputFilter, Scalar
 from romancy_stream.store.port import InstanceQuery
 
 PAGE_ROWS_MAX: Final = 1000  # rows carry whole inputs and outputs

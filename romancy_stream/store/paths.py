@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import ARRAY, Text, TextClause, bindparam, text
 
+from romancy_stream.engine.fields import MISSING, follow, is_index, storable
 from romancy_stream.errors import InvalidPathError
 
 FILTERS_MAX: Final = 20  # each is a subquery of its own on SQLite and MariaDB
@@ -34,11 +35,9 @@ FORKS_MAX: Final = 4  # index segments that are followed both as index and as ke
 
 Scalar: TypeAlias = str | Decimal | bool | None
 
-_INDEX = re.compile(r"(?:0|[1-9][0-9]{0,8})\Z")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")  # written in one way only, unless as \uXXXX
 _BY_NUMBER: Final = "\\u"
 _INT64 = range(-(2**63), 2**63)
-_MISSING: Final = object()
 _UNREADABLE_NUMBER: Final = object()
 
 
@@ -57,16 +56,8 @@ class InputFilter:
 
     def matches(self, document: object) -> bool:
         """`document`: what `read_document` gave."""
-        found = _follow(document, self.segments)
+        found = follow(document, self.segments)
         return type(found) is type(self.value) and found == self.value
-
-
-def storable(value: str) -> bool:
-    """False for text with NUL or half a surrogate pair, which not every database can hold or be asked for."""
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def parse_filters(filters: Mapping[str, Any]) -> tuple[InputFilter, ...]:
@@ -96,11 +87,11 @@ def parse_path(path: str) -> tuple[str, ...]:
 def read_document(raw: bytes | None) -> object:
     """The input for `matches`: numbers as Decimal. What is absent or cannot be read matches nothing."""
     if raw is None:
-        return _MISSING
+        return MISSING
     try:
         return json.loads(raw, parse_int=_number, parse_float=_number)
     except (ValueError, RecursionError):  # a search must not fail because of one row: get_instance still shows it
-        return _MISSING
+        return MISSING
 
 
 def _number(digits: str) -> object:
@@ -108,17 +99,6 @@ def _number(digits: str) -> object:
         return Decimal(digits)
     except InvalidOperation:  # an exponent of nineteen digits
         return _UNREADABLE_NUMBER
-
-
-def _follow(document: object, segments: tuple[str, ...]) -> object:
-    for segment in segments:
-        if isinstance(document, dict):
-            document = document.get(segment, _MISSING)
-        elif isinstance(document, list) and _INDEX.match(segment) and int(segment) < len(document):
-            document = document[int(segment)]
-        else:
-            return _MISSING
-    return document
 
 
 def _scalar(path: str, value: object) -> Scalar:
@@ -176,7 +156,7 @@ def predicate(wanted: InputFilter, number: int, dialect: str) -> TextClause:
 def _postgresql(wanted: InputFilter, binds: _Binds) -> str:
     """Containment, which the GIN index serves. Keys alone leave it no room for error; of an array it looks at every
     element."""
-    forks = sum(bool(_INDEX.match(segment)) for segment in wanted.segments)
+    forks = sum(is_index(segment) for segment in wanted.segments)
     contained = ""
     if forks <= FORKS_MAX:
         documents = [_containing(route, wanted.value) for route in _routes(wanted.segments)]
@@ -209,7 +189,7 @@ def _sqlite(wanted: InputFilter, binds: _Binds) -> str:
     for level, segment in enumerate(wanted.segments):
         tables.append(f"json_each({source}) AS e{level}")
         names = binds.add(segment, Text())
-        if _INDEX.match(segment):
+        if is_index(segment):
             names += f", {binds.add(int(segment))}"
         conditions.append(f"e{level}.key IN ({names})")
         source = f"CASE WHEN e{level}.type IN ('object', 'array') THEN e{level}.value ELSE '[]' END"
@@ -241,7 +221,7 @@ def _neighbourhood(value: Decimal) -> tuple[float, float]:
 def _mysql(wanted: InputFilter, binds: _Binds) -> str:
     """JSON_EXTRACT of two paths or more gives an array of all that it finds, repeated keys included; JSON_TABLE makes
     it rows, as unescaped text `v` and as JSON `j`."""
-    if sum(bool(_INDEX.match(segment)) for segment in wanted.segments) > FORKS_MAX:
+    if sum(is_index(segment) for segment in wanted.segments) > FORKS_MAX:
         return "romancy_instances.input IS NOT NULL"
     paths = ", ".join(_mysql_path(route, binds) for route in _routes(wanted.segments))
     return (
@@ -253,7 +233,7 @@ def _mysql(wanted: InputFilter, binds: _Binds) -> str:
 
 def _routes(segments: tuple[str, ...]) -> list[tuple[str | int, ...]]:
     """Every way to take the index segments: as a key or as an index."""
-    return list(product(*((segment, int(segment)) if _INDEX.match(segment) else (segment,) for segment in segments)))
+    return list(product(*((segment, int(segment)) if is_index(segment) else (segment,) for segment in segments)))
 
 
 def _mysql_path(route: tuple[str | int, ...], binds: _Binds) -> str:

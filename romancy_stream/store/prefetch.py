@@ -12,12 +12,12 @@ from sqlalchemy import Table, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import InstanceRow, Rejection, Tombstone
+from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
 from romancy_stream.store.database import POSTGRESQL, Database
 from romancy_stream.store.failures import translating
 from romancy_stream.store.keys import IDS_PER_STATEMENT, KEYS_PER_STATEMENT, any_of, chunks
-from romancy_stream.store.paths import storable
 from romancy_stream.store.port import Known
 
 _INSTANCE: Final = slice(0, len(fields(InstanceRow)))

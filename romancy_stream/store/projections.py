@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow, TimerRow
+from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
 from romancy_stream.store.keys import chunks
-from romancy_stream.store.paths import storable
 
 IDS_PER_STATEMENT: Final = 500  # far below every driver's limit of parameters
 ROWS_PER_STATEMENT: Final = 500  # rows hold whole inputs and outputs

@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow
+from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.errors import InvalidPageTokenError
 from romancy_stream.store import pages, paths, selects, tables
@@ -57,7 +58,7 @@ class Readers(Projections):
     async def get_instance(self, instance_id: str) -> InstanceRow | None:
         table = tables.instances
         found = select(*selects.columns(table, InstanceRow, self.db.dialect)).where(table.c.instance_id == instance_id)
-        rows = await self._read("get instance", found) if paths.storable(instance_id) else ()
+        rows = await self._read("get instance", found) if storable(instance_id) else ()
         return next(map(selects.instance_row, rows), None)
 
     async def list_instances(self, query: InstanceQuery) -> InstancePage:
@@ -145,7 +146,7 @@ class Readers(Projections):
     async def _read_of_run(
         self, doing: str, found: Select[Any], instance_id: str, run: int | None
     ) -> Sequence[selects.Row]:
-        if not paths.storable(instance_id) or (run is not None and not 0 <= run <= RUN_MAX):
+        if not storable(instance_id) or (run is not None and not 0 <= run <= RUN_MAX):
             return ()
         return await self._read(doing, found)
 
@@ -166,7 +167,7 @@ class Readers(Projections):
         return [selects.dead_letter_row(row) for row in await self._read("list dead letters", found)]
 
     async def dead_letter(self, dlq_id: str) -> DeadLetterRow | None:
-        key = selects.parse_dlq_id(dlq_id) if paths.storable(dlq_id) else None
+        key = selects.parse_dlq_id(dlq_id) if storable(dlq_id) else None
         if key is None:
             return None
         found = select(*selects.DEAD_LETTER_COLUMNS).where(*_is_dead_letter(key))
@@ -174,7 +175,7 @@ class Readers(Projections):
 
     async def mark_replayed(self, dlq_id: str, at_us: int) -> None:
         """Does nothing where the dead letter is gone: somebody may have deleted it since it was read."""
-        key = selects.parse_dlq_id(dlq_id) if paths.storable(dlq_id) else None
+        key = selects.parse_dlq_id(dlq_id) if storable(dlq_id) else None
         if key is None:
             return
         async with self.db.writing("mark dead letter") as connection:
@@ -215,7 +216,7 @@ class _Search:
         """A filter asks for text that no database stores, and some refuse to be asked for."""
         texts = (self.query.workflow_name, self.query.status, self.query.instance_id, self.query.parent_id)
         return any(wanted.impossible for wanted in self.filters) or not all(
-            paths.storable(text) for text in texts if text is not None
+            storable(text) for text in texts if text is not None
         )
 
     def conditions(self, dialect: str) -> list[Condition]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from romancy_stream.engine.fields import storable
 from romancy_stream.errors import InvalidPathError
 from romancy_stream.store import paths, tables
 from romancy_stream.store.port import InstanceQuery
@@ -340,7 +341,7 @@ TEXTS = ["", "a", "A", "a ", "5", "true", "null", "\u00e9", "e\u0301", "%", "\\"
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.sampled_from(TEXTS), st.sampled_from(NUMBERS).map(Number), st.text(max_size=3)
-).filter(lambda value: not isinstance(value, str) or paths.storable(value))
+).filter(lambda value: not isinstance(value, str) or storable(value))
 documents = st.recursive(
     scalars,
     lambda inner: (
