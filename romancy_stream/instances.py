@@ -104,7 +104,8 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ActivityView:
-    """What an activity is doing now, or did. `status`: scheduled, backing_off, completed, failed or abandoned."""
+    """What an activity is doing now, or did. `status`: scheduled, backing_off, completed, failed,
+    cancelled or abandoned."""
 
     activity_id: str
     name: str

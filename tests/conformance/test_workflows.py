@@ -176,6 +176,44 @@ async def test_retries_leave_a_record_and_errors_keep_their_class(make_app: Make
         assert len([entry for entry in history if entry.kind == "activity.failed"]) == 2
 
 
+async def test_a_wait_between_attempts_holds_nothing(make_app: MakeApp) -> None:
+    """Neither the transaction with its locks, nor the one place in the worker: another attempt writes the same row."""
+    app = make_app(concurrency=1)
+
+    @app.activity
+    async def create_table(ctx: ActivityContext) -> None:
+        await ctx.session.execute(text("CREATE TABLE stock (sku VARCHAR(20) PRIMARY KEY, pieces INTEGER)"))
+        await ctx.session.execute(text("INSERT INTO stock VALUES ('pen', 5)"))
+
+    @app.activity(retry=RetryPolicy(initial_interval=3_600, max_interval=3_600))
+    async def take(ctx: ActivityContext, fails: bool) -> int:
+        await ctx.session.execute(text("UPDATE stock SET pieces = pieces - 1 WHERE sku = 'pen'"))
+        if fails:
+            raise ConnectionError("after the update")
+        return int((await ctx.session.execute(text("SELECT pieces FROM stock"))).scalar_one())
+
+    @app.workflow
+    async def prepare(ctx: WorkflowContext) -> None:
+        await create_table()
+
+    @app.workflow
+    async def order(ctx: WorkflowContext, fails: bool) -> int:
+        return await take(fails)
+
+    async with app:
+        await (await app.start(prepare)).result(timeout=PATIENCE_S)
+        waiting = await app.start(order, True, instance_id="waits")
+
+        async def waits_for_its_second_attempt() -> bool:
+            return "activity.attempt_failed" in [entry.kind for entry in await app.history("waits")]
+
+        await eventually(waits_for_its_second_attempt, deadline_s=PATIENCE_S)
+        second = await app.start(order, False)
+        assert await second.result(timeout=PATIENCE_S) == 4
+        [activity] = await app.activities("waits")
+        assert (activity.status, (await waiting.get()).finished_at) == ("backing_off", None)
+
+
 async def test_a_failed_workflow_says_why_to_everybody(make_app: MakeApp) -> None:
     app = make_app()
 

@@ -75,3 +75,16 @@ async def test_whole_histories_are_of_all_runs_in_their_order(store: SqlStore) -
     assert await store.whole_histories(["o-2", "o-1", "unknown", "nul\0"]) == {"o-1": log, "o-2": [event("o-2")]}
     pages = [page async for page in store.scan_histories(1)]
     assert pages == [{"o-1": log}, {"o-2": [event("o-2")]}]
+
+
+async def test_a_log_is_read_by_its_numbers_whatever_its_times(store: SqlStore) -> None:
+    """Many events of one moment, and a clock that was put back."""
+    times = [50, 50, 50, 20, 90, 20, 50, 10]
+    log = [event("o-1", seq, at_us=at_us) for seq, at_us in enumerate(times, start=1)]
+    shuffled = [log[place] for place in (4, 0, 7, 2, 5, 1, 6, 3)]
+    await committed(store, await owned(store, 0), history=shuffled, instances=[instance("o-1")])
+    assert await store.histories(["o-1"]) == {"o-1": log}
+    assert await store.history_prefixes([("o-1", 1)]) == {("o-1", 1): log}
+    assert await store.whole_histories(["o-1"]) == {"o-1": log}
+    assert [page async for page in store.scan_histories(1)] == [{"o-1": log}]
+    assert await store.history("o-1") == log
