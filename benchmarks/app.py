@@ -2,9 +2,10 @@
 and ROMANCY_DATABASE, so that the same app is engine, worker and client, each in its process."""
 
 import asyncio
+from typing import Any
 
 from benchmarks.settings import PARTITIONS
-from romancy_stream import App, WorkflowContext
+from romancy_stream import App, TerminalError, WorkflowContext
 
 app = App(partitions=PARTITIONS)
 
@@ -41,3 +42,14 @@ async def wait_for_go(ctx: WorkflowContext) -> str:
 async def sleep_until_due(ctx: WorkflowContext, due_s: float) -> float:
     await ctx.sleep(due_s - ctx.now().timestamp())
     return ctx.now().timestamp()
+
+
+@app.workflow
+async def order(ctx: WorkflowContext, placed: dict[str, Any]) -> int:
+    """What an application's tables are full of. `fate` is "fulfilled", "refused" or "waiting"."""
+    if placed["fate"] == "waiting":
+        await ctx.sleep(365 * 86_400)
+    number = await step(placed["number"])
+    if placed["fate"] == "refused":
+        raise TerminalError("out of stock")
+    return number

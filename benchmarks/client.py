@@ -7,9 +7,11 @@ import asyncio
 import time
 from typing import Final
 
-from benchmarks.app import app, parallel_steps, sequential_steps, sleep_until_due, three_steps, wait_for_go
+from benchmarks import filling
+from benchmarks.app import app, order, parallel_steps, sequential_steps, sleep_until_due, three_steps, wait_for_go
 from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
+from benchmarks.reading import Reading
 from benchmarks.settings import ANSWER_LIMIT_S, STARTS_AT_ONCE
 from romancy_stream.cli.worker import calm_collector
 from romancy_stream.client import BaseClient
@@ -18,11 +20,13 @@ from romancy_stream.handle import Handle
 STEP_ENDED: Final = "activity.completed"
 
 
-class EngineDriver:
+class EngineDriver(Reading):
     """Through the public API, as an application would."""
 
     def __init__(self, client: BaseClient) -> None:
         self._client = client
+        self._asleep: list[Handle[str]] = []
+        self._sent: list[tuple[Handle[str], str]] = []  # and the id of its event
 
     async def one(self) -> None:
         handle = await self._client.start(three_steps, 7)
@@ -79,6 +83,36 @@ class EngineDriver:
         assert time.time() < due_s, "the instances were not asleep in time"
         await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
         return {"wall_s": time.time() - due_s}
+
+    # -- tables with many instances --------------------------------------------------------------------------------
+    async def models(self, _: int) -> dict[str, float]:
+        """One instance of each fate, for `filling` to copy."""
+        for fate, status in filling.FATES.items():
+            placed = filling.input_of(fate, filling.CUSTOMER)
+            await self._client.start(order, placed, instance_id=filling.model_id(fate))
+            await self._until(1, status)
+        return {}
+
+    # -- instances that wait -----------------------------------------------------------------------------------------
+    async def asleep(self, count: int) -> dict[str, float]:
+        for first in range(0, count, STARTS_AT_ONCE):
+            number = min(STARTS_AT_ONCE, count - first)
+            self._asleep += await asyncio.gather(*(self._client.start(wait_for_go) for _ in range(number)))
+        await self._until(count, "waiting_for_event")
+        return {}
+
+    async def wake(self, count: int) -> dict[str, float]:
+        """Returns when their events are durable."""
+        woken = [self._asleep.pop() for _ in range(count)]
+        sent = [self._client.send_event(type="bench.go", subject=handle.instance_id) for handle in woken]
+        self._sent = list(zip(woken, await asyncio.gather(*sent), strict=True))
+        return {}
+
+    async def woken(self, _: int) -> dict[str, float]:
+        """When all that were woken last have completed."""
+        for handle, event_id in self._sent:
+            assert await handle.result(timeout=ANSWER_LIMIT_S) == event_id
+        return {}
 
     async def _until(self, count: int, status: str) -> None:
         """As many instances have this status."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import measure, population, takeover
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT_S = 600
@@ -80,6 +80,33 @@ def test_memory() -> None:
     assert set(facts["rss_mib"]) == set(facts["growth"]) == {"client"}
     assert len(facts["rss_mib"]["client"]) == 3
     assert all(value > 0 for value in facts["rss_mib"]["client"])
+
+
+def test_population() -> None:
+    sizes = ("--small", "3000", "--large", "4000", "--runs", "2", "--calls", "3", "--warm-up", "5")
+    facts = printed("benchmarks.population", "--broker", "embedded", *sizes)
+    assert (facts["small"], facts["large"]) == (3_000, 4_000)
+    for order in population.ORDERS:
+        assert set(facts[order]) == {"p50_ms", "small_p50_ms", "ratio"}
+        assert facts[order]["p50_ms"]["min"] > 0
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
+def test_takeover() -> None:
+    facts = printed("benchmarks.takeover", "--workflows", "30", "--runs", "2")
+    assert facts["waiting"] == 30
+    for name in ("first_progress_ms", "loaded_ms", "killed_to_assigned_s"):
+        assert facts[name]["min"] > 0
+    assert facts["histories_read"]["max"] <= takeover.WOKEN
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_idle() -> None:
+    facts = printed("benchmarks.idle", "--broker", "embedded", "--seconds", "1", "--warm-up", "5")
+    assert set(facts["core_percent"]) == set(facts["wake_ups_per_s"]) == {"client"}
 
 
 def test_database_and_broker_go_together() -> None:

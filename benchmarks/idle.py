@@ -1,0 +1,97 @@
+"""What the processes of an app cost while there is nothing to do: CPU time as a share of a core, wake-ups, and the
+transactions that the database was asked for. An app that has run some workflows, all finished, is left alone for a
+while. Prints one line of JSON.
+
+    python -m benchmarks.idle [--seconds 60]
+    python -m benchmarks.idle --broker embedded --database sqlite
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import stage
+from benchmarks.settings import WARM_UP
+
+SETTLE_S: Final = 15.0
+"""Before the look: acknowledged rows are tidied away, and PostgreSQL counts a transaction up to 10 s late."""
+
+
+@contextlib.contextmanager
+def staged(broker: str) -> Iterator[tuple[stage.Side, stage.Place, stage.Servers | None]]:
+    if broker == "kafka":
+        where = stage.servers()
+        with stage.kafka_and_postgres("idle", where) as place, stage.running(place, stage.ENGINE, where) as side:
+            yield side, place, where
+    else:
+        with stage.embedded_and_sqlite("idle") as place, stage.running(place, stage.ALONE, None) as side:
+            yield side, place, None
+
+
+def observed(options: argparse.Namespace) -> dict[str, Any]:
+    with staged(options.broker) as (side, place, where):
+        side.client.ask(f"burst {options.warm_up}")
+        time.sleep(SETTLE_S)
+        asked = None if where is None else _transactions(where.postgres, place.database_name)
+        wakes = {name: _wake_ups(pid) for name, pid in side.pids.items()}
+        before, begun_s = side.meter.read(), time.perf_counter()
+        time.sleep(options.seconds)
+        spent, passed_s = side.meter.since(before), time.perf_counter() - begun_s
+        facts: dict[str, Any] = {
+            "core_percent": {name: round(100 * cpu_s / passed_s, 2) for name, cpu_s in spent.items()},
+            "wake_ups_per_s": {
+                name: round((_wake_ups(pid) - wakes[name]) / passed_s, 1) for name, pid in side.pids.items()
+            },
+        }
+        if where is not None and asked is not None:
+            time.sleep(SETTLE_S)  # or the last ones of the time would not be counted
+            facts["transactions_per_s"] = round(
+                (_transactions(where.postgres, place.database_name) - asked) / (passed_s + SETTLE_S), 3
+            )
+        return facts
+
+
+def _wake_ups(pid: int) -> int:
+    """Of all threads: how often one has waited for something, so far."""
+    count = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            count += int(lines["voluntary_ctxt_switches"])
+    return count
+
+
+def _transactions(server: str, database: str) -> int:
+    """Asked in another database, which does not count."""
+    import asyncpg
+
+    async def read() -> int:
+        connection = await asyncpg.connect(server)
+        try:
+            found = await connection.fetchval(
+                "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1", database
+            )
+        finally:
+            await connection.close()
+        return int(found)
+
+    return asyncio.run(read())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="that are looked at: two rounds of the slow sweeps")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="workflows before that")
+    stage.add_place_options(parser)
+    options = stage.parsed(parser, arguments)
+    stage.report("idle", options, observed(options))
+
+
+if __name__ == "__main__":
+    main()
