@@ -23,7 +23,7 @@ class EmbeddedBatchSource:
         self._group_name = group
         self._group = log.group(group)
         self._handler = handler
-        self._reader = Reader(log)
+        self._reader = Reader(log, retained=_checked)
         self._assigned: dict[TP, Partition] | None = None
         self._generation = -1
         self._rebalance_wanted = False

@@ -22,12 +22,19 @@ Batch = dict[TP, Sequence[Record]]
 
 
 class Reader:
-    """`positions` holds the next offset of every attached partition. `held` ones are not delivered."""
+    """`positions` holds the next offset of every attached partition. `held` ones are not delivered. `retained`: where
+    to go on when retention has deleted what was to be read next; it may refuse to."""
 
-    def __init__(self, log: Log, on_topics: Callable[[Sequence[str]], None] | None = None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        on_topics: Callable[[Sequence[str]], None] | None = None,
+        retained: Callable[[Partition, int], int] = lambda p, offset: p.start,
+    ) -> None:
         self.positions: dict[Partition, int] = {}
         self._log = log
         self._on_topics = on_topics
+        self._retained = retained
         self._held: set[TP] = set()
         self._ready: dict[Partition, None] = {}  # may have records; ordered, so that each gets its turn
         self._from_file: dict[Partition, list[Record]] = {}  # read ahead; bounded by what one read returns
@@ -149,7 +156,11 @@ class Reader:
         for request in requests:
             p = attached.get(request.part_no)
             # Anything may have happened meanwhile: revoked, rewound, or read by another fetch.
-            if p is not None and self.positions[p] == request.offset:
+            if p is None or self.positions[p] != request.offset:
+                continue
+            if request.offset < p.start:  # the trim was under way when it was attached
+                self.seek(p, self._retained(p, request.offset))
+            else:
                 self._from_file[p] = self._decode(rows[request.part_no], p, request)
 
     def _decode(self, rows: Sequence[ChunkRow], p: Partition, request: ReadRequest) -> list[Record]:
