@@ -134,6 +134,11 @@ OnRecords = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class Broker(Protocol):
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may use it at the same time."""
+        ...
+
     async def open(self) -> None:
         """Raises BrokerUnavailableError when nobody answers within the connect limit."""
         ...

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from zlib import crc32
 
@@ -23,7 +23,7 @@ from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.engine.sealing import Blobs
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import encode_text, new_event_time
+from romancy_stream.wire.codec import encode, encode_text, new_event_time
 from romancy_stream.wire.dead_letter import dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.partition import partition_for
@@ -185,7 +185,7 @@ class Batch:
             return
         message = outgoing.task(self.source, state, activity, self.time, lapsed)
         if activity.eager is not None and lapsed is None:
-            self.commit.eager.append(EagerTask(state.part, activity.queue, *encode_text(message)))
+            self.commit.eager.append(EagerTask(state.part, activity.queue, message))
             return
         # Spread over the queue's partitions: the parallel activities of one instance are not one worker's. Not by the
         # hash of keys, which costs ten times as much: nobody has to find a task by its name.
@@ -247,6 +247,9 @@ class Batch:
     ) -> None:
         """Keeps the record whole, in the table and on the topic."""
         record = received.record
+        if not record.headers and isinstance(received.event, WireEvent):
+            headers, value = encode(received.event)  # a result that came without the broker has no record yet
+            record = replace(record, headers=headers, value=value)
         self.commit.dead_letters.append(
             DeadLetter(
                 record.topic,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.value import value
 
 RUNNING: Final = "running"
@@ -113,13 +114,12 @@ class OutboxRow:
 
 @value
 class EagerTask:
-    """A task for a worker in the engine's own process, once this commit is durable. `headers` and `value` are those of
-    the record that the queue's topic would get."""
+    """A task for a worker in the engine's own process, once this commit is durable. `event` is the one that the queue's
+    topic would get."""
 
     part: int
     queue: str
-    headers: tuple[tuple[str, str], ...]
-    value: bytes | None
+    event: WireEvent
 
 
 @dataclass(frozen=True, slots=True)

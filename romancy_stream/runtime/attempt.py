@@ -38,12 +38,13 @@ from romancy_stream.runtime.attempt_transaction import AttemptTransaction
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
-from romancy_stream.runtime.worker_messages import Message, Messages, Task, check_result
+from romancy_stream.runtime.worker_messages import Message, Messages, Task
 from romancy_stream.store.database import finished
 from romancy_stream.store.failures import is_unavailable
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.results import insert_result, insert_worker_outbox
 from romancy_stream.store.sql import SqlStore
+from romancy_stream.wire.event import WireEvent
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -75,7 +76,7 @@ class Outcome:
     and are acknowledged before `result`. `rows` are the outbox rows that hold both, in that order, or empty."""
 
     kind: str
-    result: Message | None = None
+    result: WireEvent | None = None
     events: Sequence[Message] = ()
     rows: Sequence[tuple[str, int]] = ()
 
@@ -274,7 +275,6 @@ class Attempt:
     async def _sealed(self, result: bytes) -> bytes:
         """What it refers to, and what messages of the attempt refer to, is kept when this returns."""
         sealer, what = self._bench.sealer, f"activity {self.task.name!r}, result"
-        check_result(result, what)
         sealed = sealer.sealing.seal(result, what, self._blobs)
         if self._blobs:
             # A transaction holds locks, and is done again without harm. What leaves no other trace is not done twice.
@@ -352,8 +352,8 @@ class Attempt:
         else:
             self._bridge.close()
             bench = self._bench
-            message = bench.messages.completed(self.task, result, self._duration_us, bench.clock.now_us())
-            outcome = Outcome(COMPLETED, message, self._messages)
+            report = bench.messages.completed(self.task, result, self._duration_us, bench.clock.now_us())
+            outcome = Outcome(COMPLETED, report, self._messages)
         if outcome.kind == COMPLETED and self._on_commit:
             await self._call_back()
         return outcome
@@ -365,8 +365,8 @@ class Attempt:
         bench, task = self._bench, self.task
         now_us = bench.clock.now_us()
         record = RecordedResult(task.key, task.attempt, COMPLETED, result, bench.messages.worker_id, now_us)
-        message = bench.messages.recorded(task, record, self._duration_us)
-        rows = self._rows([*self._messages, message], now_us)
+        report = bench.messages.recorded(task, record, self._duration_us)
+        rows = self._rows([*self._messages, bench.messages.to_engine(report)], now_us)
 
         async def write(connection: AsyncConnection) -> bool:
             if not await insert_result(connection, record):
@@ -374,7 +374,7 @@ class Attempt:
             await insert_worker_outbox(connection, rows)
             return True
 
-        committed = Outcome(COMPLETED, message, self._messages, [(row.incarnation, row.seq) for row in rows])
+        committed = Outcome(COMPLETED, report, self._messages, [(row.incarnation, row.seq) for row in rows])
         try:
             if await self._transaction.commit(write):
                 return committed

@@ -34,8 +34,8 @@ from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
-from romancy_stream.wire.codec import Headers, decode, header_bytes
-from romancy_stream.wire.event import Topics
+from romancy_stream.wire.codec import decode
+from romancy_stream.wire.event import Topics, WireEvent
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class LocalWorker(Protocol):
         """They are about to be somebody else's."""
         ...
 
-    def send(self, results: Sequence[Received]) -> None:
+    def send(self, results: Sequence[WireEvent]) -> None:
         """By the broker after all."""
         ...
 
@@ -282,12 +282,12 @@ class Processor:
                     await self._timers_changed.wait()
 
     # -- results of the worker in this process -------------------------------------------------------------------
-    def take_result(self, part: int, headers: Headers, value: bytes | None) -> bool:
-        """A message for `results`, without the broker. False: the partition is somebody else's, send it."""
+    def take_result(self, part: int, result: WireEvent) -> bool:
+        """What would come over `results`, without the broker. False: the partition is somebody else's, send it."""
         if part not in self.core.owned:
             return False
-        record = Record(self._results_topic, part, LOCAL_OFFSET, None, value, header_bytes(headers), 0)
-        self._results.append(Received(record, decode(record)))
+        record = Record(self._results_topic, part, LOCAL_OFFSET, None, None, (), 0)
+        self._results.append(Received(record, result))
         self._timers_changed.set()
         return True
 
@@ -305,8 +305,15 @@ class Processor:
         """Sends results whose partitions are not owned any more; call it also at the end."""
         if self._local is not None and self._results:
             owned = self.core.owned
-            self._local.send([each for each in self._results if each.record.partition not in owned])
-            self._results = [each for each in self._results if each.record.partition in owned]
+            kept, gone = [], []
+            for each in self._results:
+                assert isinstance(each.event, WireEvent)
+                if each.record.partition in owned:
+                    kept.append(each)
+                else:
+                    gone.append(each.event)
+            self._results = kept
+            self._local.send(gone)
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:

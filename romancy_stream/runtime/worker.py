@@ -35,7 +35,7 @@ from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.listeners import Listeners
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
-from romancy_stream.runtime.worker_eager import Eager
+from romancy_stream.runtime.worker_eager import ALONE_LIMIT, Eager
 from romancy_stream.runtime.worker_lookup import has_past, look_up
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
@@ -44,6 +44,7 @@ from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Place, Running, Times, Watch
 from romancy_stream.store.database import finished
 from romancy_stream.store.sql import SqlStore
+from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import Malformed
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class ActivityWorker:
             TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED), self._lost)
             for queue in dict.fromkeys(queues)
         ]
-        self.eager = Eager(self, asyncio.get_running_loop().time)
+        self.eager = Eager(self, asyncio.get_running_loop().time, alone=not broker.is_shared)
         self._numbers = itertools.count()
         self._looked_up: set[tuple[ActivityKey, int]] = set()  # taken ahead, and not in a queue yet
         self._running: dict[tuple[ActivityKey, int], Running] = {}
@@ -341,7 +342,7 @@ class ActivityWorker:
     def free(self) -> int:
         """Attempts that could begin at once, less the tasks that wait for it; negative when many wait."""
         if self._stopping or not self._sender.ready.is_set():
-            return -UNREPORTED_LIMIT
+            return -ALONE_LIMIT
         return self._concurrency - self._executing - sum(queue.waiting for queue in self._queues)
 
     def part_of(self, instance_id: str) -> int:
@@ -371,8 +372,8 @@ class ActivityWorker:
         """See `Watch.keep`."""
         await self._watch.keep([each for identity, each in self._running.items() if identity in identities])
 
-    def send_results(self, messages: Sequence[Message]) -> None:
-        self._start(self._send_results(messages))
+    def send_results(self, results: Sequence[WireEvent]) -> None:
+        self._start(self._send_results([self._messages.to_engine(result) for result in results]))
 
     async def _send_results(self, messages: Sequence[Message]) -> None:
         await self._sender.deliver(messages)
@@ -503,7 +504,7 @@ class ActivityWorker:
         if outcome.result is not None and self.eager.report(task, outcome.result):
             refusals.append(None)
         elif outcome.result is not None:
-            refusals += await self._sender.deliver([outcome.result])
+            refusals += await self._sender.deliver([self._messages.to_engine(outcome.result)])
             if refusals[-1] is not None:
                 await self._result_refused(task, outcome, refusals[-1])
         for index, refusal in enumerate(refusals):
@@ -520,7 +521,8 @@ class ActivityWorker:
         error = encode_error(
             PayloadTooLargeError(f"the broker refuses the result of {task}: {refusal}"), retryable=False
         )
-        await self._sender.deliver([self._messages.failed(task, error, 0, self._clock.now_us())])
+        failure = self._messages.failed(task, error, 0, self._clock.now_us())
+        await self._sender.deliver([self._messages.to_engine(failure)])
 
     async def _quarantine(self, record: Record, problem: Malformed, progress: Progress) -> None:
         log.error("%s/%d@%d is no task: %s", record.topic, record.partition, record.offset, problem.message)

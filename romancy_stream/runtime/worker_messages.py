@@ -12,13 +12,10 @@ from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.messages import channel_entity
 from romancy_stream.engine.outgoing import short_id
-from romancy_stream.engine.payload import MAX_ENCODED_BYTES
-from romancy_stream.errors import PayloadError, PayloadTooLargeError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
 from romancy_stream.wire import malformed as m
 from romancy_stream.wire.codec import Headers, decode, encode_text, header_bytes, new_event_time, require_sendable
-from romancy_stream.wire.content import to_json
 from romancy_stream.wire.dead_letter import dead_letter_event
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.malformed import Malformed
@@ -74,6 +71,11 @@ def read_task(record: Record) -> Task | Malformed:
     problem = _problem(event)
     if problem is not None:
         return Malformed(m.BAD_ATTRIBUTE, problem).of(event.source, event.id)
+    return task_of(event)
+
+
+def task_of(event: WireEvent) -> Task:
+    """Of an event that the engine of this process made, or that was checked."""
     extensions = event.extensions
     timeout, heartbeat = extensions.get(w.X_TIMEOUT), extensions.get(w.X_HEARTBEAT)
     assert event.subject is not None
@@ -160,17 +162,17 @@ class Messages:
         return partition_for(instance_id.encode(), self.partitions)
 
     # -- results -------------------------------------------------------------------------------------------------
-    def completed(self, task: Task, result: bytes, duration_us: int, now_us: int) -> Message:
+    def completed(self, task: Task, result: bytes, duration_us: int, now_us: int) -> WireEvent:
         """Of an attempt that left nothing in the database: another one may say something else, so each has an id of
         its own."""
         id_ = self._report_id(task)
         return self._result(w.ACTIVITY_COMPLETED, task, id_, result, task.attempt, duration_us, now_us)
 
-    def failed(self, task: Task, error: bytes, duration_us: int, now_us: int) -> Message:
+    def failed(self, task: Task, error: bytes, duration_us: int, now_us: int) -> WireEvent:
         id_ = self._report_id(task)
         return self._result(w.ACTIVITY_FAILED, task, id_, error, task.attempt, duration_us, now_us)
 
-    def recorded(self, task: Task, recorded: RecordedResult, duration_us: int | None) -> Message:
+    def recorded(self, task: Task, recorded: RecordedResult, duration_us: int | None) -> WireEvent:
         """Of the one result that activity_results holds: whoever sends it, it is the same event."""
         return self._result(
             w.ACTIVITY_COMPLETED,
@@ -197,7 +199,7 @@ class Messages:
         duration_us: int | None,
         at_us: int,
         worker_id: str | None = None,
-    ) -> Message:
+    ) -> WireEvent:
         instance_id = task.key.instance_id
         extensions = {
             w.X_PARTITION_KEY: instance_id,
@@ -212,9 +214,13 @@ class Messages:
         }
         if duration_us is not None:
             extensions[w.X_DURATION] = str(duration_us)
-        event = WireEvent(id_, self._source, type_, instance_id, data, new_event_time(at_us), extensions)
-        headers, value = encode_text(event)
-        return Message(self.topics.results, instance_id, headers, value, self.part_of(instance_id))
+        return WireEvent(id_, self._source, type_, instance_id, data, new_event_time(at_us), extensions)
+
+    def to_engine(self, result: WireEvent) -> Message:
+        """The message for whoever owns the instance's partition."""
+        assert result.subject is not None
+        headers, value = encode_text(result)
+        return Message(self.topics.results, result.subject, headers, value, self.part_of(result.subject))
 
     # -- events --------------------------------------------------------------------------------------------------
     def published(self, task: Task, n: int, publication: Publication, now_us: int) -> Message:
@@ -254,14 +260,6 @@ class Messages:
         )
         headers, value = encode_text(told)
         return Message(self.topics.dead_letters, told.id, headers, value, None)
-
-
-def check_result(result: bytes, what: str) -> None:
-    """The engine must be able to read it, once it is sealed. Raises PayloadTooLargeError or PayloadError."""
-    checked = to_json(result, None, MAX_ENCODED_BYTES)
-    if isinstance(checked, Malformed):
-        error = PayloadTooLargeError if checked.reason == m.TOO_LARGE else PayloadError
-        raise error(f"{what}: {checked.message}")
 
 
 def records(messages: Sequence[Message]) -> list[OutRecord]:

@@ -86,6 +86,11 @@ class TaskQueue:
         """For so many more."""
         return max(0, LOOK_AHEAD - len(self._heap)) if self._bytes < LOOK_AHEAD_BYTES else 0
 
+    @property
+    def takes_ahead(self) -> bool:
+        """Whether tasks may come from the engine of this process."""
+        return not self.allowance.limited and self._bytes < LOOK_AHEAD_BYTES
+
     def add(self, waiting: Waiting, number: int) -> None:
         """`number` rises from task to task."""
         self._bytes += len(waiting.task.args)

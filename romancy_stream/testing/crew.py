@@ -23,7 +23,7 @@ from romancy_stream.runtime.attempt import Attempt, Bench
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
-from romancy_stream.runtime.worker_messages import Message, Messages, Task, check_result, read_task
+from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.testing.activities import TestedAttempt, backend_of
 from romancy_stream.testing.mocks import NEVER, Call, Mock, arguments_of
 from romancy_stream.testing.sessions import AttemptStore
@@ -168,8 +168,10 @@ class Crew:
         assert current is not None
         self._running[current] = attempt
         outcome = await attempt.run()
-        for message in (*outcome.events, *([] if outcome.result is None else [outcome.result])):
+        for message in outcome.events:
             self._send(message)
+        if outcome.result is not None:
+            self._send(self._messages.to_engine(outcome.result))
 
     async def _mocked(self, task: Task, args: bytes, mock: Mock) -> None:
         in_attempt.set(True)
@@ -182,10 +184,9 @@ class Crew:
         try:
             what = f"mock of {task.name!r}, result"
             result = await mock.instead_of().run_attempt(ActivityContext(info, backend_of(tested)), args)
-            check_result(result, what)
             sealed = await self._bench.sealer.seal(result, what)
             assert sealed is not None
-            message = messages.completed(task, sealed, 0, now_us)
+            message = messages.to_engine(messages.completed(task, sealed, 0, now_us))
         except ConfigurationError as error:
             self._failed(error)
             return
@@ -208,7 +209,8 @@ class Crew:
 
     def _failure(self, task: Task, error: BaseException) -> Message:
         retryable = isinstance(error, ActivityTimeoutError) or task.policy.is_retryable(error)
-        return self._messages.failed(task, encode_error(error, retryable=retryable), 0, self._now_us())
+        messages = self._messages
+        return messages.to_engine(messages.failed(task, encode_error(error, retryable=retryable), 0, self._now_us()))
 
     def give_up(self, keys: Iterable[ActivityKey]) -> None:
         """The engine has: nobody wants to know what comes of these."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
@@ -18,9 +19,9 @@ from tests.support import eventually
 PATIENCE_S = 60
 
 
-def program(folder: Path, **options: Any) -> App:
+def program(folder: Path, name: str = "eager", **options: Any) -> App:
     places = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
-    return App("eager", partitions=2, **places, **options)
+    return App(name, **{"partitions": 2, **places, **options})
 
 
 @asynccontextmanager
@@ -31,7 +32,7 @@ async def overheard(app: App) -> AsyncIterator[list[Record]]:
     async def hear(records: Sequence[Record]) -> None:
         heard.extend(records)
 
-    tail = app._broker.tail(["eager.tasks.default"], hear)
+    tail = app._broker.tail([f"{app.namespace}.tasks.default"], hear)
     await tail.start()
     try:
         yield heard
@@ -82,8 +83,8 @@ async def test_it_can_be_switched_off(tmp_path: Path) -> None:
         await eventually(lambda: len(tasks) == 1)
 
 
-async def test_more_than_the_worker_can_take_goes_to_whoever_is_free(tmp_path: Path) -> None:
-    app = program(tmp_path, concurrency=4)
+async def slow_ones(app: App, tasks_elsewhere: int) -> None:
+    """20 attempts for a worker that has room for 4 of them."""
     go = asyncio.Event()
     running = 0
 
@@ -101,9 +102,20 @@ async def test_more_than_the_worker_can_take_goes_to_whoever_is_free(tmp_path: P
     async with app, overheard(app) as tasks:
         handle = await app.start(flow)
         await eventually(lambda: running == 4)
-        await eventually(lambda: len(tasks) == 16)
+        await eventually(lambda: len(tasks) == tasks_elsewhere)
         go.set()
         assert await handle.result(timeout=PATIENCE_S) == 190
+        assert len(tasks) == tasks_elsewhere
+
+
+@pytest.mark.kafka
+async def test_more_than_the_worker_can_take_goes_to_whoever_is_free(kafka_bootstrap: str, tmp_path: Path) -> None:
+    app = program(tmp_path, f"eager-{uuid4().hex[:8]}", concurrency=4, broker=f"kafka://{kafka_bootstrap}")
+    await slow_ones(app, 16)
+
+
+async def test_where_nobody_else_can_have_a_worker_all_of_them_stay(tmp_path: Path) -> None:
+    await slow_ones(program(tmp_path, concurrency=4), 0)
 
 
 async def test_the_next_owner_dispatches_what_was_lost_with_a_process(

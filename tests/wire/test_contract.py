@@ -355,9 +355,9 @@ def test_what_workers_write_is_what_the_contract_says() -> None:
     publication = Publication("order.charged", b'{"receipt": "r-77"}', None, None, None)
     recorded = RecordedResult(task.key, 1, "completed", b"1", "host:1", 0)
     for message in (
-        messages.completed(task, b'"r-77"', 412_000, 0),
-        messages.failed(task, encode_error(ValueError("no"), retryable=True), 412_000, 0),
-        messages.recorded(task, recorded, None),
+        messages.to_engine(messages.completed(task, b'"r-77"', 412_000, 0)),
+        messages.to_engine(messages.failed(task, encode_error(ValueError("no"), retryable=True), 412_000, 0)),
+        messages.to_engine(messages.recorded(task, recorded, None)),
         messages.published(task, 1, publication, 0),
         messages.published(task, 2, message_publication("jobs", {"job": 17}, {"priority": "high"}), 0),
     ):

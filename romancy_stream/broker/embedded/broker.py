@@ -69,6 +69,10 @@ class EmbeddedBroker:
         self._retention_bytes = retention_bytes
         self._shared: _Shared | None = None
 
+    @property
+    def is_shared(self) -> bool:
+        return False
+
     async def open(self) -> None:
         """EmbeddedBrokerInUseError: another process, or another event loop of this one, has the folder."""
         if self._shared is not None:

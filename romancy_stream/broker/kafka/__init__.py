@@ -39,6 +39,10 @@ class KafkaBroker:
         self._admin: Admin | None = None
         self._producer: Producer | None = None
 
+    @property
+    def is_shared(self) -> bool:
+        return True
+
     async def open(self) -> None:
         from romancy_stream.broker.kafka.admin import Admin
         from romancy_stream.broker.kafka.producer import Producer
