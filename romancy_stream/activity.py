@@ -10,7 +10,6 @@ import contextvars
 import copy
 import functools
 import inspect
-import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import Executor
@@ -28,6 +27,7 @@ from romancy_stream.engine.undoing import RESULT, named_call, shared_names
 from romancy_stream.errors import ActivityContextError, PayloadTooLargeError
 from romancy_stream.messaging import message_publication
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.spans import seconds_above_0
 
 if TYPE_CHECKING:
     from types import CoroutineType
@@ -285,10 +285,10 @@ class Activity(Generic[P, R]):
         self.transactional = transactional
         self.options = ActivityOptions(
             retry,
-            seconds("timeout", timeout),
-            seconds("total_timeout", total_timeout),
+            _seconds("timeout", timeout),
+            _seconds("total_timeout", total_timeout),
             checked_queue(queue),
-            heartbeat_timeout_s=seconds("heartbeat_timeout", heartbeat_timeout),
+            heartbeat_timeout_s=_seconds("heartbeat_timeout", heartbeat_timeout),
             priority=_priority(priority),
         )
         self.parameters = Parameters(function, skip=int(self.takes_context), what=what)
@@ -348,14 +348,14 @@ class Activity(Generic[P, R]):
         changed = copy.copy(self)
         changed.options = ActivityOptions(
             retry=was.retry if retry is None else retry,
-            timeout_s=was.timeout_s if timeout is None else seconds("timeout", timeout),
-            total_timeout_s=was.total_timeout_s if total_timeout is None else seconds("total_timeout", total_timeout),
+            timeout_s=was.timeout_s if timeout is None else _seconds("timeout", timeout),
+            total_timeout_s=was.total_timeout_s if total_timeout is None else _seconds("total_timeout", total_timeout),
             queue=was.queue if queue is None else checked_queue(queue),
             activity_id=was.activity_id if activity_id is None else activity_id,
             heartbeat_timeout_s=(
                 was.heartbeat_timeout_s
                 if heartbeat_timeout is None
-                else seconds("heartbeat_timeout", heartbeat_timeout)
+                else _seconds("heartbeat_timeout", heartbeat_timeout)
             ),
             priority=was.priority if priority is None else _priority(priority),
         )
@@ -444,14 +444,8 @@ class Activity(Generic[P, R]):
         return self.parameters.result.encode(result)
 
 
-def seconds(name: str, value: float | timedelta | None) -> float | None:
-    """Raises ValueError for what is not a time span above 0."""
-    if value is None:
-        return None
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number) or number <= 0:
-        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta, not {value!r}")
-    return float(number)
+def _seconds(name: str, value: float | timedelta | None) -> float | None:
+    return None if value is None else seconds_above_0(name, value)
 
 
 _QUEUE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)

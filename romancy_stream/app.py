@@ -33,6 +33,7 @@ from romancy_stream.runtime.vault import NO_VAULT
 from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
 from romancy_stream.schedule_workflow import ScheduleWorkflow
 from romancy_stream.scheduling import Declared, first_state
+from romancy_stream.spans import in_seconds
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.workflow import I, Startable, Workflow, WorkflowDefiner, decorated, define_workflow
 
@@ -251,7 +252,7 @@ class App(BaseClient):
                 None if every is None else whole_seconds(every),
                 timezone,
                 overlap,
-                catch_up.total_seconds() if isinstance(catch_up, timedelta) else float(catch_up),
+                float(in_seconds(catch_up)),
             ),
             definition,
             () if named else input,
@@ -405,7 +406,7 @@ class App(BaseClient):
 
 
 def _seconds(name: str, given: float | timedelta, least: int) -> float:
-    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    seconds = in_seconds(given)
     if not isinstance(seconds, int | float) or not least <= seconds <= LONGEST_S:
         raise ConfigurationError(f"{name} must be {least} to {LONGEST_S:,} seconds, or a timedelta, not {given!r}")
     return float(seconds)

@@ -18,6 +18,7 @@ from romancy_stream.engine.payload import encode_data
 from romancy_stream.events import EventType, ReceivedEvent, checked_type, received
 from romancy_stream.messaging import ChannelContext
 from romancy_stream.options import ParentClose
+from romancy_stream.spans import in_seconds, in_us
 from romancy_stream.wire.event import RESERVED_PREFIX
 
 if TYPE_CHECKING:
@@ -272,12 +273,9 @@ def publication(type: str, data: Any, source: str | None, subject: str | None, t
 
 
 def _duration_us(duration: float | timedelta, what: str = "sleep") -> int:
-    if isinstance(duration, timedelta):
-        us = duration // _US
-    elif math.isfinite(duration):
-        us = round(duration * 1_000_000)
-    else:
+    if not math.isfinite(in_seconds(duration)):
         raise ValueError(f"a {what} must be finite, not {duration!r}")
+    us = in_us(duration)
     if us > LONGEST_SLEEP_US:
         raise ValueError(f"a {what} may last {LONGEST_SLEEP_US // 1_000_000:,} s at most, not {duration!r}")
     return max(0, us)

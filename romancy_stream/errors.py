@@ -64,6 +64,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from romancy_stream.spans import in_seconds
+
 LONGEST_DELAY_S: Final = 366 * 86_400
 """Of a RetryLaterError: a year, which is past all reason and within what any clock holds."""
 
@@ -330,7 +332,7 @@ class RetryLaterError(RomancyError):
     code = "retry_later"
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:
-        delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        delay_s = in_seconds(delay)
         if not isinstance(delay_s, int | float) or not 0 <= delay_s <= LONGEST_DELAY_S:
             raise ValueError(f"delay must be 0 to {LONGEST_DELAY_S:,} seconds, or a timedelta, not {delay!r}")
         super().__init__(message or f"to be tried again in {delay_s:g} s")

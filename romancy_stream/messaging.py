@@ -22,6 +22,7 @@ from romancy_stream.engine.messages import (
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES, TypeCodec, encode_data, load_plain
 from romancy_stream.errors import MessageTimeoutError
 from romancy_stream.options import checked_instance_id
+from romancy_stream.spans import in_seconds
 from romancy_stream.wire import event as w
 
 __all__ = ["ChannelContext", "ReceivedMessage", "described", "encoded_message", "message_publication"]
@@ -126,7 +127,7 @@ async def _within(coming: asyncio.Future[Message], timeout_s: float | None, chan
 
 
 def _seconds(timeout: float | timedelta) -> float:
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    seconds = in_seconds(timeout)
     if not math.isfinite(seconds):
         raise ValueError(f"timeout must be finite, not {timeout!r}")
     return max(0.0, seconds)

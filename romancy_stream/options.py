@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 from romancy_stream.engine.loop import LATEST_US
+from romancy_stream.spans import in_seconds, in_us
 
 OnConflict = Literal["use_existing", "fail"]
 Reuse = Literal["reject_duplicate", "allow_failed", "allow_finished"]
@@ -80,12 +81,10 @@ class StartOptions:
 
 
 def _delay_us(delay: float | timedelta) -> int:
-    if isinstance(delay, timedelta):
-        us = delay // _US
-    elif isinstance(delay, int | float) and math.isfinite(delay):
-        us = round(delay * 1_000_000)
-    else:
+    delay_s = in_seconds(delay)
+    if not isinstance(delay_s, int | float) or not math.isfinite(delay_s):
         raise ValueError(f"start_delay must be seconds or a timedelta, not {delay!r}")
+    us = in_us(delay)
     if us < 0:
         raise ValueError(f"start_delay must not be negative: {delay!r}")
     return us

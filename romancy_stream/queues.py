@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from romancy_stream.spans import seconds_above_0
+
 RATE_LIMIT_MOST: Final = 100_000
 """Starts that are remembered for a rate limit: a float each."""
 
@@ -21,13 +23,11 @@ class RateLimit:
     per: float
 
     def __init__(self, limit: int, per: float | timedelta = 1.0) -> None:
-        per_s = per.total_seconds() if isinstance(per, timedelta) else per
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= RATE_LIMIT_MOST:
             raise ValueError(f"limit must be a whole number from 1 to {RATE_LIMIT_MOST:,}, not {limit!r}")
-        if not isinstance(per_s, int | float) or isinstance(per_s, bool) or not math.isfinite(per_s) or per_s <= 0:
-            raise ValueError(f"per must be a number of seconds above 0, or a timedelta, not {per!r}")
+        per_s = seconds_above_0("per", per)
         object.__setattr__(self, "limit", limit)
-        object.__setattr__(self, "per", float(per_s))
+        object.__setattr__(self, "per", per_s)
 
     @property
     def every_us(self) -> int:

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from romancy_stream.spans import in_seconds
+
 ErrorClass = type[BaseException] | str
 
 # Repeating the work cannot mend these: the error is the user's verdict, or a value that has no JSON form.
@@ -177,7 +179,7 @@ def _attempts(value: int | None) -> int | None:
 
 
 def _number(name: str, value: float | timedelta, *, least: float, most: float = math.inf) -> float:
-    number = value.total_seconds() if isinstance(value, timedelta) else value
+    number = in_seconds(value)
     if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     if not least <= number <= most:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, get_args
 
 from romancy_stream.schedule_times import checked_cron, checked_zone
+from romancy_stream.spans import in_seconds
 
 Overlap = Literal["skip", "buffer", "allow"]
 
@@ -56,7 +57,7 @@ class Schedule:
 
 def whole_seconds(every: float | timedelta) -> int:
     """ValueError."""
-    seconds = every.total_seconds() if isinstance(every, timedelta) else every
+    seconds = in_seconds(every)
     if seconds != int(seconds):
         raise ValueError(f"every must be whole seconds, not {every!r}")
     return int(seconds)

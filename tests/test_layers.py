@@ -3,7 +3,7 @@ mistake shows even where no other test goes.
 
 The layers, from the bottom. A line may use what stands above it in this table, and no more than `MAY_USE` says.
 
-    errors, retry, queues, ids, contract     vocabulary
+    spans, errors, retry, queues, ids, contract     vocabulary
     wire                             CloudEvents and records, as values
     engine                           the core: a batch in, a commit out
     options, child, context, workflow, activity, registry     definitions of user code
@@ -24,7 +24,7 @@ import pytest
 
 from tests.support.modules import PACKAGE, imports, is_ours, modules, tree
 
-VOCABULARY = {"errors", "retry", "queues", "ids", "contract"}
+VOCABULARY = {"spans", "errors", "retry", "queues", "ids", "contract"}
 DEFINITIONS = {
     "events",
     "messaging",
@@ -41,25 +41,26 @@ SCHEDULES = {"schedule", "schedule_times", "schedule_workflow"}
 BELOW_RUNTIME = VOCABULARY | DEFINITIONS | {"wire", "engine", "store", "broker"}
 
 MAY_USE: dict[str, set[str]] = {
-    "errors": set(),
-    "retry": set(),
-    "queues": set(),
+    "spans": set(),
+    "errors": {"spans"},
+    "retry": {"spans"},
+    "queues": {"spans"},
     "ids": set(),
     "contract": {"errors"},
     "wire": {"errors", "contract"},
     "engine": {"errors", "retry", "wire"},
     "events": {"engine", "wire"},
-    "options": {"engine"},
-    "messaging": {"errors", "engine", "wire", "options"},
+    "options": {"spans", "engine"},
+    "messaging": {"spans", "errors", "engine", "wire", "options"},
     "child": {"engine", "wire", "options"},
-    "context": {"errors", "engine", "wire", "events", "messaging", "options", "child"},
+    "context": {"spans", "errors", "engine", "wire", "events", "messaging", "options", "child"},
     "interaction": {"errors", "engine", "context"},
     "workflow": {"errors", "queues", "engine", "options", "child", "context", "interaction"},
-    "activity": {"errors", "retry", "engine", "messaging", "context"},
+    "activity": {"spans", "errors", "retry", "engine", "messaging", "context"},
     "listening": {"activity"},
     "registry": {"errors", "engine", "wire", "events", "workflow", "activity"},
     "schedule_times": set(),
-    "schedule": {"schedule_times"},
+    "schedule": {"spans", "schedule_times"},
     "schedule_workflow": {"engine", "context", "interaction", "workflow", "schedule", "schedule_times"},
     "store": {"errors", "contract", "wire", "engine"},
     "broker": {"errors", "wire"},
