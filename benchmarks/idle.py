@@ -1,6 +1,6 @@
-"""What the processes of an app cost while there is nothing to do: CPU time as a share of a core, wake-ups, and the
-transactions that the database was asked for. An app that has run some workflows, all finished, is left alone for a
-while. Prints one line of JSON.
+"""What the processes of an app cost while there is nothing to do: CPU time as a share of a core, wake-ups, and how
+often which table was read. An app that has run some workflows, all finished, is left alone for a while. Prints one line
+of JSON.
 
     python -m benchmarks.idle [--seconds 60]
     python -m benchmarks.idle --broker embedded --database sqlite
@@ -20,25 +20,25 @@ from benchmarks import stage
 from benchmarks.settings import WARM_UP
 
 SETTLE_S: Final = 15.0
-"""Before the look: acknowledged rows are tidied away, and PostgreSQL counts a transaction up to 10 s late."""
+"""Before the look: acknowledged rows are tidied away, and PostgreSQL counts what was read up to 10 s late."""
 
 
 @contextlib.contextmanager
-def staged(broker: str) -> Iterator[tuple[stage.Side, stage.Place, stage.Servers | None]]:
+def staged(broker: str) -> Iterator[tuple[stage.Side, stage.Place, bool]]:
     if broker == "kafka":
         where = stage.servers()
         with stage.kafka_and_postgres("idle", where) as place, stage.running(place, stage.ENGINE, where) as side:
-            yield side, place, where
+            yield side, place, True
     else:
         with stage.embedded_and_sqlite("idle") as place, stage.running(place, stage.ALONE, None) as side:
-            yield side, place, None
+            yield side, place, False
 
 
 def observed(options: argparse.Namespace) -> dict[str, Any]:
-    with staged(options.broker) as (side, place, where):
+    with staged(options.broker) as (side, place, has_server):
         side.client.ask(f"burst {options.warm_up}")
         time.sleep(SETTLE_S)
-        asked = None if where is None else _transactions(where.postgres, place.database_name)
+        read = _scans(place.database) if has_server else None
         wakes = {name: _wake_ups(pid) for name, pid in side.pids.items()}
         before, begun_s = side.meter.read(), time.perf_counter()
         time.sleep(options.seconds)
@@ -49,11 +49,11 @@ def observed(options: argparse.Namespace) -> dict[str, Any]:
                 name: round((_wake_ups(pid) - wakes[name]) / passed_s, 1) for name, pid in side.pids.items()
             },
         }
-        if where is not None and asked is not None:
+        if read is not None:
             time.sleep(SETTLE_S)  # or the last ones of the time would not be counted
-            facts["transactions_per_s"] = round(
-                (_transactions(where.postgres, place.database_name) - asked) / (passed_s + SETTLE_S), 3
-            )
+            minutes = (passed_s + SETTLE_S) / 60
+            more = {table: scans - read.get(table, 0) for table, scans in _scans(place.database).items()}
+            facts["scans_per_minute"] = {table: round(scans / minutes, 1) for table, scans in more.items() if scans}
         return facts
 
 
@@ -67,19 +67,20 @@ def _wake_ups(pid: int) -> int:
     return count
 
 
-def _transactions(server: str, database: str) -> int:
-    """Asked in another database, which does not count."""
+def _scans(database: str) -> dict[str, int]:
+    """Of each table, so far. One statement counts once for each partition that it names. Transactions would be no
+    measure: PostgreSQL's own vacuuming is among them."""
     import asyncpg
 
-    async def read() -> int:
-        connection = await asyncpg.connect(server)
+    async def read() -> dict[str, int]:
+        connection = await asyncpg.connect(database)
         try:
-            found = await connection.fetchval(
-                "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1", database
+            rows = await connection.fetch(
+                "SELECT relname, seq_scan + coalesce(idx_scan, 0) AS scans FROM pg_stat_user_tables"
             )
         finally:
             await connection.close()
-        return int(found)
+        return {row["relname"]: row["scans"] for row in rows}
 
     return asyncio.run(read())
 
