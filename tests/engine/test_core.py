@@ -212,13 +212,16 @@ def test_a_terminal_error_is_not_retried_and_keeps_its_class() -> None:
 
 
 def test_except_exception_does_not_swallow_an_eviction() -> None:
+    swallowed: list[Exception] = []
+
     @workflow
     async def stubborn(ctx: WorkflowContext) -> int:
         while True:
             try:
                 await ctx.sleep(5)
                 return await double(4)
-            except Exception:
+            except Exception as error:
+                swallowed.append(error)
                 await double(99)
             finally:
                 await double(1)
@@ -228,6 +231,7 @@ def test_except_exception_does_not_swallow_an_eviction() -> None:
     world.run(restarts=True)
     assert world.output() == 8
     assert [each for each, *_ in world.attempts] == ["double:1", "double:2"]
+    assert not swallowed
 
 
 # -- total timeout: who was first decides -------------------------------------------------------------------------
