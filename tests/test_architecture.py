@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import re
 
+import pytest
+
 from tests.support.modules import PACKAGE, REPO, modules
 
 TEXT = (REPO / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -46,13 +48,15 @@ def test_paths_that_are_named_exist() -> None:
         assert (REPO / PACKAGE / path).exists() or (REPO / path).exists(), path
 
 
-def test_each_invariant_names_tests_that_exist() -> None:
-    table = TEXT.partition("## Invariants")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", table, re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
-    for number, tests in rows:
+@pytest.mark.parametrize(("section", "rows"), [("Invariants", 16), ("Mistakes of other engines", 18)])
+def test_each_row_of_a_section_names_tests_that_exist(section: str, rows: int) -> None:
+    table = TEXT.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", table, re.MULTILINE)
+    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+    assert len(found) >= rows
+    for number, tests in found:
         named = re.findall(r"`(tests/[\w/.]+)::(test_\w+)`", tests)
-        assert named, f"invariant {number} names no test"
+        assert named, f"{section} {number} names no test"
         for path, name in named:
             parsed = ast.parse((REPO / path).read_text(encoding="utf-8"))
             defined = {n.name for n in ast.walk(parsed) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
