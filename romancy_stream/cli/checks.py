@@ -25,7 +25,7 @@ from romancy_stream.store import tables
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE
 from romancy_stream.store.migrate import applied_migrations, migrations
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.wire.event import Topics
+from romancy_stream.wire.event import RESERVED_PREFIX, Topics
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -73,7 +73,8 @@ def installation(app: App) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding("fail", "app", described(error), "correct the type hint")
     else:
-        counts = f"{len(app.registry.workflows)} workflows, {len(app.registry.activities)} activities"
+        workflows = [name for name in app.registry.workflows if not name.startswith(RESERVED_PREFIX)]
+        counts = f"{len(workflows)} workflows, {len(app.registry.activities)} activities"
         yield Finding("ok", "app", f"{app.namespace}: {counts}, queues: {', '.join(app.queues)}")
 
 

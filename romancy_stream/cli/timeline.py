@@ -70,7 +70,7 @@ def _error(entry: HistoryEntry) -> str:
 
 def _due(entry: HistoryEntry) -> str:
     due = moment_of(entry.attrs["due_us"])
-    return f"due {moment(due)} (in {duration(due - entry.at)})"
+    return f"due {moment(due)} (in {duration(due - entry.at)})" if due >= entry.at else f"due {moment(due)} (past)"
 
 
 def _message(entry: HistoryEntry) -> str:

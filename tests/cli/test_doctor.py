@@ -38,6 +38,7 @@ def test_before_and_after_init(project: Project) -> None:
     assert {status for status, *_ in told.values()} == {"ok"}
     assert set(told) >= {"python", "libraries", "faust", "app", "clock", "migrations", "partitions", "identity", "lag"}
     assert told["database"][1].startswith("SQLite 3.")
+    assert told["app"][1] == "shop: 5 workflows, 3 activities, queues: default, slow"  # not the engine's own
     assert told["identity"][1].startswith("not recorded yet")
     lines = project.run("doctor", "@").out.splitlines()
     assert all(line.startswith("ok ") for line in lines[1:])

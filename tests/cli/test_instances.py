@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from romancy_stream.app import App
+from romancy_stream.cli import timeline
+from romancy_stream.instances import HistoryEntry
 from tests.cli.conftest import Project
 
 
@@ -231,3 +234,17 @@ def test_reading_makes_nothing(project: Project, command: list[str]) -> None:
     assert answer.code == 1
     assert "romancy init" in answer.err
     assert not Path(".romancy").exists()
+
+
+def test_a_history_says_when_timers_are_due() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    due_us = int(at.timestamp()) * 1_000_000
+    entries = [
+        HistoryEntry(seq, at, "timer.started", f"timer:{seq}", {"due_us": due_us + later_us})
+        for seq, later_us in enumerate((250_000, 0, -86_400_000_000), start=1)
+    ]
+    assert [row[-1] for row in timeline.rows(entries)] == [
+        "due 2026-01-01 00:00:00.250Z (in 250 ms)",
+        "due 2026-01-01 00:00:00.000Z (in 0 ms)",
+        "due 2025-12-31 00:00:00.000Z (past)",
+    ]
