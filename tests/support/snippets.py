@@ -57,8 +57,9 @@ def snippets(document: str) -> Iterator[Snippet]:
 
 
 def environment() -> dict[str, str]:
-    """Of a reader's shell: our programs on the path, and no setting of another app."""
+    """Of a reader's shell: our programs on the path, and no setting of another app. Servers are those of the tests."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("ROMANCY_", "PYTHON"))}
+    env |= {name: value for name, value in os.environ.items() if name == "ROMANCY_SERVICES_DIR"}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     return env
 
