@@ -20,7 +20,7 @@ from romancy_stream.runtime import (
     lapses,
     listeners,
     node,
-    processor,
+    patience,
     sweeper,
     worker_queue,
     worker_watch,
@@ -176,7 +176,7 @@ def test_times_in_the_operations_page_are_those_of_the_code() -> None:
     assert {name: float(seconds) for name, seconds in times.items()} == {
         "session of a member of the group": settings.KafkaSettings().session_timeout_ms / 1_000,
         "a record is sent until it is acknowledged": settings.KafkaSettings().delivery_limit_ms / 1_000,
-        "a commit is tried again while the database is away": processor.STORE_PATIENCE_S,
+        "a commit is tried again while the database is away": patience.STORE_PATIENCE_S,
         "leaving waits for activities": node.DRAIN_S,
         "a worker's unsent rows count as orphaned": sweeper.OWN_TIME_S,
         "a look for orphaned rows": sweeper.SWEEP_EVERY_S,

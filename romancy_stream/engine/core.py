@@ -107,6 +107,9 @@ class EngineCore:
         """A partition that was taken over from ourselves."""
         self._owned[part].epoch = epoch
 
+    def epoch_of(self, part: int) -> int:
+        return self._owned[part].epoch
+
     @property
     def owned(self) -> frozenset[int]:
         return frozenset(self._owned)

@@ -1,6 +1,10 @@
 """The stream processor: whole batches from the broker through the core into one database transaction, then out to
 the broker. It owns the order of things: prefetch, decide, commit, publish; and what happens when one of these does
 not go as it should.
+
+While a commit is under way the next batch is decided, on what will be true once it is durable. Commits stay in order,
+one at a time; nothing of a batch leaves before its own. Where a commit cannot be written, what was decided behind it
+is thrown away.
 """
 
 from __future__ import annotations
@@ -8,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
-from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import ActivityKey, Commit, EagerTask, Mark
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import (
@@ -29,10 +33,12 @@ from romancy_stream.engine.inputs import (
 )
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.local_results import LocalResults, is_local
+from romancy_stream.runtime.patience import Patience
 from romancy_stream.runtime.relay import Relay
+from romancy_stream.runtime.reporting import report
 from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.vault import NO_VAULT, Vault
-from romancy_stream.store.database import seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import Topics, WireEvent
@@ -44,31 +50,12 @@ INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
 INPUTS_WITH_BLOBS: Final = 200
 """Where each of them may bring a payload that is kept elsewhere: all of those are in memory at once."""
-STORE_PATIENCE_S: Final = 5.0
-"""How long a batch waits for the database before the owner gives its partitions up."""
-CALL_LIMIT_S: Final = 25.0
-"""How long one call of the database may hang. Longer than it waits for a lock; shorter than the others of the group
-wait for a member in a rebalance."""
-LOCAL_OFFSET: Final = -1
-"""Of a result that came without the broker: it moves no position."""
 LEAVE_S: Final = 2.0
 """How long a call may hang once the engine is leaving."""
-FIRST_PAUSE_S: Final = 0.05
-LONGEST_PAUSE_S: Final = 1.0
-"""Between two attempts to reach the database."""
 SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
 """Acknowledged outbox rows that no further batch takes up are deleted after this long."""
-REPORTED: Final = {
-    h.WORKFLOW_PARKED: logging.ERROR,
-    h.WORKFLOW_FAILED: logging.WARNING,
-    h.ACTIVITY_FAILED: logging.WARNING,
-    h.COMPENSATION_FAILED: logging.ERROR,
-    h.ACTIVITY_ATTEMPT_FAILED: logging.INFO,
-}
-REPORTED_BYTES: Final = 300
-"""Of an error: its class and message stand first."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -93,6 +80,18 @@ class LocalWorker(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class UnderWay:
+    """A commit that is being written. `written`: what it changes and a later batch could look up in the database: ids
+    of instances, names of entities, keys of messages that were taken in."""
+
+    inputs: Sequence[Input]
+    commit: Commit
+    written: Set[object]
+    task: asyncio.Task[None]
+    durable: bool = False
+
+
 class Processor:
     """A `BatchHandler`. `on_commit` hears of every commit once it is durable."""
 
@@ -109,8 +108,8 @@ class Processor:
     ) -> None:
         self.core = core
         self._local = local
-        self._results: list[Received] = []  # of the local worker, not yet committed
-        self._results_topic = Topics(core.config.namespace).results
+        self._results = LocalResults(Topics(core.config.namespace).results)
+        self._under_way: UnderWay | None = None
         self._vault = vault
         self._inputs_per_commit = INPUTS_PER_COMMIT if vault is NO_VAULT else INPUTS_WITH_BLOBS
         self.source: BatchSource | None = None
@@ -125,21 +124,17 @@ class Processor:
         self._hints: dict[TP, int] = {}
         self._suspects = Suspects(store)
         self._passed_by: list[Input] = []
-        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._patience = Patience()
 
     def leave(self) -> None:
         """The membership ends: from here on the database is given little time."""
-        if not self._given_up.done():
-            asyncio.get_running_loop().call_later(LEAVE_S, self._give_up)
-
-    def _give_up(self) -> None:
-        if not self._given_up.done():
-            self._given_up.set_result(None)
+        asyncio.get_running_loop().call_later(LEAVE_S, self._patience.give_up)
 
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
         parts = sorted({tp.partition for tp in partitions})
         async with self._lock:
+            await self._drain()
             self._forget(self.core.owned)
             snapshots = await self._take_over(parts)
             positions = {tp: 0 for tp in partitions}
@@ -151,6 +146,7 @@ class Processor:
             found += [_lapsed(each) for each in await self._left_behind(snapshots)]
             if found:
                 await self._run(found)
+                await self._settle()
         self._on_ownership(self.core.owned)
         return positions
 
@@ -160,7 +156,7 @@ class Processor:
         kept = [each for snapshot in snapshots for each in snapshot.eager if not self._is_running(each)]
         if not kept:
             return ()
-        leased = await self._ask(lambda: self._store.detached([each.key for each in kept]))
+        leased = await self._patience.ask(lambda: self._store.detached([each.key for each in kept]))
         return [each for each in kept if each.key not in leased or leased[each.key].attempt < each.attempt]
 
     def _is_running(self, each: Detached) -> bool:
@@ -172,12 +168,7 @@ class Processor:
         records = [record for records in batch.values() for record in records]
         inputs: list[Input] = [Received(record, decode(record)) for record in records]
         async with self._lock:
-            results = self._owned_results()
-            inputs += results
-            for first in range(0, len(inputs), self._inputs_per_commit):
-                await self._relay.has_room()
-                await self._run(inputs[first : first + self._inputs_per_commit])
-            self._done(results)
+            await self._run([*inputs, *self._results.take(self.core.owned, INPUTS_PER_COMMIT)])
 
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
@@ -191,9 +182,10 @@ class Processor:
 
     async def _tidy(self, parts: frozenset[int]) -> None:
         """Takes up the last acknowledgements, so that a successor does not send again what has arrived."""
+        await self._drain()
         await self._relay.settle(SETTLE_S)
         try:
-            await self._answer(self._suspects.release(parts))
+            await self._patience.answer(self._suspects.release(parts))
             if self.core.owned and self._relay.has_news:
                 await self._commit(await self._decide([]), patience_s=0.0)
         except (EngineError, StoreUnavailableError) as error:
@@ -207,11 +199,11 @@ class Processor:
 
     async def _take_over(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         """Epoch first, then the question whether the group still wants us, then the state."""
-        epochs = await self._ask(lambda: self._store.take_over(parts, self._owner))
+        epochs = await self._patience.ask(lambda: self._store.take_over(parts, self._owner))
         if self.source is not None and not await self.source.confirm_membership():
             raise FencedError("the consumer group moved on while the partitions were taken over")
-        self._clock.learn(await self._ask(self._store.now_us))
-        snapshots = await self._ask(lambda: self._store.snapshot(parts))
+        self._clock.learn(await self._patience.ask(self._store.now_us))
+        snapshots = await self._patience.ask(lambda: self._store.snapshot(parts))
         _require_ours(snapshots, epochs)
         for snapshot in snapshots:
             self.core.adopt(
@@ -238,9 +230,8 @@ class Processor:
         async with self._lock:
             self._passed_by.clear()
             mine = [each for each in inputs if part_of(each) in self.core.owned]
-            for first in range(0, len(mine), INPUTS_PER_COMMIT):
-                await self._relay.has_room()
-                await self._run(mine[first : first + INPUTS_PER_COMMIT])
+            await self._run(mine)
+            await self._settle()
             self._timers_changed.set()
             return [each for each in mine if each not in self._passed_by]
 
@@ -249,14 +240,16 @@ class Processor:
         while True:
             await self._until_something_is_due()
             async with self._lock:
+                if self._under_way is not None and self._under_way.task.done():
+                    await self._settle()
                 if not self.core.owned:
                     continue
-                results = self._owned_results()
+                results = self._results.take(self.core.owned, INPUTS_PER_COMMIT)
                 due = self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT)
-                if results or due or self._relay.has_news:
-                    await self._relay.has_room()
+                if results or due:
                     await self._run([*results, *due])
-                    self._done(results)
+                elif self._relay.has_news:
+                    await self._portion([])
             await self._hint()
 
     async def _hint(self) -> None:
@@ -266,7 +259,7 @@ class Processor:
             await self.source.commit_hint(hints)
 
     async def _until_something_is_due(self) -> None:
-        if self._results:
+        if self._results or (self._under_way is not None and self._under_way.task.done()):
             return
         self._timers_changed.clear()
         wait_s = CLOCK_CHECK_S
@@ -286,106 +279,182 @@ class Processor:
         """What would come over `results`, without the broker. False: the partition is somebody else's, send it."""
         if part not in self.core.owned:
             return False
-        record = Record(self._results_topic, part, LOCAL_OFFSET, None, None, (), 0)
-        self._results.append(Received(record, result))
+        self._results.add(part, result)
         self._timers_changed.set()
         return True
 
-    def _owned_results(self) -> list[Received]:
-        owned = self.core.owned
-        return [each for each in self._results if each.record.partition in owned][:INPUTS_PER_COMMIT]
-
-    def _done(self, results: Sequence[Received]) -> None:
-        """They are committed. What came meanwhile stands behind them."""
-        if results:
-            done = set(map(id, results))
-            self._results = [each for each in self._results if id(each) not in done]
-
     def hand_on(self) -> None:
         """Sends results whose partitions are not owned any more; call it also at the end."""
-        if self._local is not None and self._results:
-            owned = self.core.owned
-            kept, gone = [], []
-            for each in self._results:
-                assert isinstance(each.event, WireEvent)
-                if each.record.partition in owned:
-                    kept.append(each)
-                else:
-                    gone.append(each.event)
-            self._results = kept
-            self._local.send(gone)
+        if self._local is not None:
+            self._local.send(self._results.leave(self.core.owned))
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:
-        """Call it with the lock held. One commit for all, but for partitions whose last owners died."""
+        """Call it with the lock held. The last commit may be under way when it returns; `_settle` tells."""
+        for first in range(0, len(inputs), self._inputs_per_commit):
+            try:
+                await self._relay.has_room()
+                await self._portion(inputs[first : first + self._inputs_per_commit])
+            except BaseException:
+                self._results.give_back(inputs[first:])
+                raise
+
+    async def _portion(self, inputs: Sequence[Input]) -> None:
+        """One commit for all, but for partitions whose last owners died."""
         careful, rest = self._suspects.split(inputs)
         for one in careful:
+            await self._settle()
             if self._suspects.is_guilty(one):
                 await self._set_aside(one, EngineError("the owner of its partition died while processing it"))
             else:
-                await self._answer(self._suspects.touch(one))
+                await self._patience.answer(self._suspects.touch(one))
                 await self._alone(one)
-            await self._answer(self._suspects.survived(one))
+            await self._patience.answer(self._suspects.survived(one))
         if rest or not careful:
             await self._step(rest)
 
     async def _alone(self, one: Input) -> None:
         try:
             await self._step([one])
+            await self._settle()
         except (EngineError, StoreUnavailableError):
             # Whatever that was, nobody died of it: a lock in the way, however often, makes nobody guilty.
             with contextlib.suppress(StoreUnavailableError):
-                await self._answer(self._suspects.acquit(one))
+                await self._patience.answer(self._suspects.acquit(one))
             raise
 
     async def _step(self, inputs: Sequence[Input]) -> None:
-        """Call it with the lock held."""
+        """Decides, and begins to commit when the commit before is durable. Call it with the lock held."""
+        while True:
+            try:
+                commit = await self._decide(inputs)
+            except (EngineError, StoreUnavailableError):
+                raise
+            except Exception as error:
+                if await self._settle():
+                    await self._poisoned(inputs, error)
+                    return
+            else:
+                if await self._settle():
+                    self._begin(inputs, commit)
+                    return
+
+    def _begin(self, inputs: Sequence[Input], commit: Commit) -> None:
+        # The commit before may have found out about its outcome by a takeover of our own.
+        commit.marks = [Mark(m.part, self.core.epoch_of(m.part), m.commit_no, m.position) for m in commit.marks]
+        task = asyncio.create_task(self._finish(commit), name="romancy-commit")
+        self._under_way = UnderWay(inputs, commit, _written(commit), task)
+        task.add_done_callback(self._noticed)
+
+    async def _finish(self, commit: Commit) -> None:
+        await self._commit(commit)
+        assert self._under_way is not None
+        self._under_way.durable = True
+        self._published(commit)
+
+    def _noticed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._timers_changed.set()  # somebody must take the lock and `_settle`
+
+    async def _settle(self) -> bool:
+        """Waits for the commit that is under way. False: it was not written, and the state was read anew. Raises what
+        ends the membership. Call it with the lock held."""
+        under_way = self._under_way
+        if under_way is None:
+            return True
+        await asyncio.wait({under_way.task})
+        self._under_way = None
         try:
-            commit = await self._decide(inputs)
-            await self._commit(commit)
+            under_way.task.result()
         except (EngineError, StoreUnavailableError):
+            self._results.give_back(under_way.inputs)
             raise
         except Exception as error:
-            await self._poisoned(inputs, error)
-        else:
-            self._published(commit)
+            if under_way.durable:
+                raise
+            try:
+                await self._poisoned(under_way.inputs, error)
+            except BaseException:
+                self._results.give_back(under_way.inputs)
+                raise
+            return False
+        return True
+
+    async def _drain(self) -> None:
+        """The state is about to be dropped: the commit that is under way ends before, one way or another."""
+        try:
+            await self._settle()
+        except (EngineError, StoreUnavailableError) as error:
+            log.info("the last commit was not written, its inputs come again: %s", error)
+
+    async def close(self) -> None:
+        """After `leave`."""
+        async with self._lock:
+            await self._drain()
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:
         now_us = self._clock.now_us()
         await self._prepare(inputs, now_us)
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
-        room = None if self._local is None else EagerRoom(self._local.incarnation, self._local.room())
-        commit = self.core.handle(inputs, now_us, touch & self.core.owned, room)
+        commit = self.core.handle(inputs, now_us, touch & self.core.owned, self._room())
         commit.outbox_sent = [each for each in sent if each[0] in self.core.owned]
         commit.outbox_refused = [each for each in refused if each[0] in self.core.owned]
         commit.offsets = _offsets(inputs)
         return commit
 
+    def _room(self) -> EagerRoom | None:
+        if self._local is None:
+            return None
+        room = self._local.room()
+        if self._under_way is not None:
+            for task in self._under_way.commit.eager:
+                room[task.queue] = room.get(task.queue, 0) - 1
+        return EagerRoom(self._local.incarnation, room)
+
+    def _is_behind(self, inputs: Sequence[Input]) -> bool:
+        """Whether the database will tell something else once the commit that is under way is durable."""
+        if self._under_way is None:
+            return False
+        commit, written = self._under_way.commit, self._under_way.written
+        if commit.blobs or commit.deleted:
+            return True
+        core = self.core
+        asked = [*core.missing(inputs), *core.missing_entities(inputs), *core.intake_keys(inputs)]
+        return not written.isdisjoint(asked)
+
     async def _prepare(self, inputs: Sequence[Input], now_us: int) -> None:
         """Gives the core what it has to know before it decides."""
+        if self._is_behind(inputs):
+            await self._settle()
         loaded = await self._load(inputs)
         self.core.load(loaded)
         more: dict[str, Any] = {}
-        if prefixes := self.core.prefixes(inputs):
-            more["prefixes"] = await self._ask(lambda: self._store.history_prefixes(prefixes))
+        prefixes = self.core.prefixes(inputs)
+        if prefixes and not await self._settle():
+            return await self._prepare(inputs, now_us)
+        if prefixes:
+            more["prefixes"] = await self._patience.ask(lambda: self._store.history_prefixes(prefixes))
         if beating := self.core.beating(inputs):
-            more["heartbeats"] = await self._ask(lambda: self._store.heartbeats(beating))
+            more["heartbeats"] = await self._patience.ask(lambda: self._store.heartbeats(beating))
         if more:
             blobs = await self._blobs(self.core.blobs((), more.get("prefixes", {}).values()))
             loaded = replace(loaded, histories={}, entities={}, blobs={**loaded.blobs, **blobs}, **more)
             self.core.load(loaded)
-        if closings := self.core.closings(inputs, now_us):
-            closed = await self._ask(lambda: self._store.close_activities(closings, now_us))
+        closings = self.core.closings(inputs, now_us)
+        if closings and not await self._settle():
+            return await self._prepare(inputs, now_us)
+        if closings:
+            closed = await self._patience.ask(lambda: self._store.close_activities(closings, now_us))
             blobs = {**loaded.blobs, **await self._blobs(self.core.blobs((), results=closed.values()))}
             self.core.load(replace(loaded, histories={}, entities={}, closed=closed, blobs=blobs))
 
     async def _load(self, inputs: Sequence[Input]) -> Loaded:
         found: dict[str, Any] = {}
         if missing := self.core.missing(inputs):
-            known = await self._ask(lambda: self._store.known(missing))
+            known = await self._patience.ask(lambda: self._store.known(missing))
             open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
-            histories = await self._ask(lambda: self._store.histories(open_ids)) if open_ids else {}
+            histories = await self._patience.ask(lambda: self._store.histories(open_ids)) if open_ids else {}
             found = {
                 "instances": known.instances,
                 "rejections": known.rejections,
@@ -394,20 +463,20 @@ class Processor:
             }
         found["blobs"] = await self._blobs(self.core.blobs(inputs, found.get("histories", {}).values()))
         if names := self.core.missing_entities(inputs):
-            found["entities"] = await self._ask(lambda: self._store.entities(names))
+            found["entities"] = await self._patience.ask(lambda: self._store.entities(names))
         if keys := self.core.intake_keys(inputs):
-            found["taken_in"] = frozenset(await self._ask(lambda: self._store.taken_in(keys)))
+            found["taken_in"] = frozenset(await self._patience.ask(lambda: self._store.taken_in(keys)))
         return Loaded(**found)
 
     async def _blobs(self, names: Sequence[str]) -> Mapping[str, bytes]:
-        return await self._ask(lambda: self._vault.get(names), "the store of payloads") if names else {}
+        return await self._patience.ask(lambda: self._vault.get(names), "the store of payloads") if names else {}
 
     def _published(self, commit: Commit) -> None:
         if commit.eager and self._local is not None:
             self._local.run(commit.eager)
         self._relay.post(commit.outbox)
         self._on_commit(commit)
-        _report(commit)
+        report(commit)
         self._hints.update({TP(topic, part): offset for topic, part, offset in commit.offsets})
         if commit.timers or commit.outbox:
             self._timers_changed.set()
@@ -416,55 +485,26 @@ class Processor:
         if not commit.marks:
             return
         if commit.blobs:
-            await self._ask(lambda: self._vault.put(commit.blobs), "the store of payloads")
+            await self._patience.ask(lambda: self._vault.put(commit.blobs), "the store of payloads")
 
         async def attempt() -> None:
             try:
-                self._clock.learn(await self._answer(self._store.commit(commit)))
+                self._clock.learn(await self._patience.answer(self._store.commit(commit)))
             except CommitUnknownError:
                 if not await self._was_committed(commit):
                     raise StoreUnavailableError("the commit did not take effect") from None
 
-        await self._patiently(attempt, patience_s)
-
-    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]], patience_s: float | None = None) -> T:
-        """Again while the database is away, for a while. `call` may be made any number of times."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + (STORE_PATIENCE_S if patience_s is None else patience_s)
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                return await call()
-            except StoreUnavailableError:
-                if loop.time() >= give_up_at or self._given_up.done():
-                    raise
-            await asyncio.wait({self._given_up}, timeout=pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]], whom: str = "the database") -> T:
-        """Patiently."""
-        return await self._patiently(lambda: self._answer(call(), whom))
-
-    async def _answer(self, work: Coroutine[Any, Any, T], whom: str = "the database") -> T:
-        """Of one call to the database. It is never cut off, which would leave its outcome open: one that hangs is left
-        behind, and whatever it still does is fenced by the takeover that must follow."""
-        call = asyncio.ensure_future(work)
-        call.add_done_callback(seen)
-        either: set[asyncio.Future[Any]] = {call, self._given_up}
-        await asyncio.wait(either, timeout=CALL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
-        if not call.done():
-            raise StoreUnavailableError(f"{whom} does not answer")
-        return call.result()
+        await self._patience.patiently(attempt, patience_s)
 
     async def _was_committed(self, commit: Commit) -> bool:
         """Finds out about a commit whose connection broke: a takeover of oneself. The new epoch makes sure that the
         statement cannot take effect any more; the commit number tells whether it did."""
         log.warning("the outcome of a commit is unknown; taking the partitions over from ourselves")
         parts = [mark.part for mark in commit.marks]
-        epochs = await self._answer(self._store.take_over(parts, self._owner))
+        epochs = await self._patience.answer(self._store.take_over(parts, self._owner))
         if any(epochs[mark.part] != mark.epoch + 1 for mark in commit.marks):
             raise FencedError("another process owns one of the partitions")
-        snapshots = {s.part: s for s in await self._answer(self._store.snapshot(parts))}
+        snapshots = {s.part: s for s in await self._patience.answer(self._store.snapshot(parts))}
         _require_ours(snapshots.values(), epochs)  # else the commit that was counted may be another owner's
         applied = {snapshots[mark.part].commit_no == mark.commit_no + 1 for mark in commit.marks}
         if len(applied) != 1:
@@ -520,16 +560,14 @@ def _lapsed(each: Detached) -> LeaseLapsed:
     return LeaseLapsed(each.part, key.instance_id, key.run, key.activity_id, each.attempt, each.incarnation)
 
 
-def _report(commit: Commit) -> None:
-    """What somebody who looks at the log of a worker wants to know first."""
-    for letter in commit.dead_letters:
-        place = f"{letter.topic}/{letter.partition}/{letter.offset}"
-        log.warning("dead letter %s, %s: %s", place, letter.reason, letter.message)
-    for event in commit.happened():
-        level = REPORTED.get(event.kind)
-        if level is not None and log.isEnabledFor(level):
-            what = event.attrs.get("message") or (event.payload or b"")[:REPORTED_BYTES].decode("utf-8", "replace")
-            log.log(level, "%s: %s %s: %s", event.instance_id, event.kind, event.ref or "", what)
+def _written(commit: Commit) -> Set[object]:
+    found: set[object] = {row.instance_id for row in chain(commit.instances, commit.updates)}
+    found.update(row.instance_id for row in commit.rejections)
+    found.update(commit.rejections_gone)
+    found.update(row.entity for row in commit.entities)
+    found.update(commit.entities_gone)
+    found.update((part, digest) for part, digest, _ in commit.intake)
+    return found
 
 
 def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
@@ -538,6 +576,6 @@ def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
     for each in inputs:
         if isinstance(each, Refused):
             each = each.received
-        if isinstance(each, Received) and each.record.offset != LOCAL_OFFSET:
+        if isinstance(each, Received) and not is_local(each):
             ends[TP(each.record.topic, each.record.partition)] = each.record.offset + 1
     return [(topic, partition, end) for (topic, partition), end in ends.items()]

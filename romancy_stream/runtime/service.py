@@ -18,7 +18,8 @@ from romancy_stream.engine.definitions import Registry
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, EngineError, StoreUnavailableError
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S, Expiry
 from romancy_stream.runtime.lapses import Lapses
-from romancy_stream.runtime.processor import CALL_LIMIT_S, Processor
+from romancy_stream.runtime.patience import CALL_LIMIT_S
+from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
 from romancy_stream.runtime.vault import NO_VAULT, Vault
@@ -142,6 +143,7 @@ class EngineService:
             await asyncio.gather(*others, return_exceptions=True)
             await source.stop()
             await asyncio.gather(running, return_exceptions=True)
+            await processor.close()
             self._relay = None
             await relay.close()
             self.core.drop(self.core.owned)

@@ -105,7 +105,7 @@ async def test_a_lock_in_the_way_makes_no_message_guilty(
     namespace: str, sqlite_db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often an owner gives up over a message, it was not the message that ended the owner."""
-    monkeypatch.setattr("romancy_stream.runtime.processor.STORE_PATIENCE_S", 0.0)
+    monkeypatch.setattr("romancy_stream.runtime.patience.STORE_PATIENCE_S", 0.0)
     monkeypatch.setattr("romancy_stream.runtime.service.BACKOFF_S", (0.01, 0.05))
     app = program(namespace, broker=f"embedded://{tmp_path / 'log'}", database=sqlite_db)
     store = LockedOut(sqlite_db)

@@ -122,7 +122,7 @@ CASES = [(kind, name) for kind in KINDS for name in CALLS if name == "commit" or
 async def test_each_call_of_the_database_fails_once(
     kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("romancy_stream.runtime.processor.STORE_PATIENCE_S", 0.2)
+    monkeypatch.setattr("romancy_stream.runtime.patience.STORE_PATIENCE_S", 0.2)
     monkeypatch.setattr("romancy_stream.runtime.node.DRAIN_S", 0.2)
     for at in range(1, MOST_CALLS + 1):
         folder = tmp_path / str(at)

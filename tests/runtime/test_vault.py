@@ -71,7 +71,7 @@ def app(tmp_path: Path, vault: Vault) -> App:
 async def test_the_engine_waits_for_its_vault_and_comes_back(
     app: App, vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("romancy_stream.runtime.processor.STORE_PATIENCE_S", 0.2)
+    monkeypatch.setattr("romancy_stream.runtime.patience.STORE_PATIENCE_S", 0.2)
 
     @app.workflow
     async def echo(ctx: WorkflowContext, said: str) -> str:

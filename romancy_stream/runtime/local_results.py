@@ -1,0 +1,50 @@
+"""Results of attempts that never left the process: they wait here for a batch, as records of `results` would wait in
+the broker. Values in memory; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from romancy_stream.engine.inputs import Input, Received
+from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.record import Record
+
+LOCAL_OFFSET: Final = -1
+"""Of a result that came without the broker: it moves no position."""
+
+
+class LocalResults:
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._waiting: list[Received] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, part: int, result: WireEvent) -> None:
+        self._waiting.append(Received(Record(self._topic, part, LOCAL_OFFSET, None, None, (), 0), result))
+
+    def take(self, owned: frozenset[int], limit: int) -> list[Received]:
+        """Of these partitions, in order. Who takes them gives back what does not become durable."""
+        taken = [each for each in self._waiting if each.record.partition in owned][:limit]
+        if len(taken) == len(self._waiting):
+            self._waiting = []
+        elif taken:
+            gone = set(map(id, taken))
+            self._waiting = [each for each in self._waiting if id(each) not in gone]
+        return taken
+
+    def give_back(self, inputs: Iterable[Input]) -> None:
+        """Those of these inputs that came from here."""
+        self._waiting[:0] = [each for each in inputs if isinstance(each, Received) and is_local(each)]
+
+    def leave(self, owned: frozenset[int]) -> list[WireEvent]:
+        """All that belong to other partitions; they are forgotten here."""
+        gone = [each for each in self._waiting if each.record.partition not in owned]
+        self._waiting = [each for each in self._waiting if each.record.partition in owned]
+        return [each.event for each in gone if isinstance(each.event, WireEvent)]
+
+
+def is_local(one: Input) -> bool:
+    return isinstance(one, Received) and one.record.offset == LOCAL_OFFSET
