@@ -150,7 +150,17 @@ def predicate(wanted: InputFilter, number: int, dialect: str) -> TextClause:
     """Condition on romancy_instances.input. `number` tells the filters of one query apart."""
     builders = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}
     binds = _Binds(f"input_{number}")
-    return binds.fragment(builders[dialect](wanted, binds))
+    condition = builders[dialect](wanted, binds)
+    if isinstance(wanted.value, str) and dialect != "postgresql":  # which has an index
+        condition = f"{_mentioned(wanted.value, binds)} AND {condition}"
+    return binds.fragment(condition)
+
+
+def _mentioned(value: str, binds: _Binds) -> str:
+    """A text stands in a document as it is, unless the document escapes something. Looking for it is several times
+    faster than reading the JSON of a document that has nothing of it."""
+    there, escaping = binds.add(value, Text()), binds.add("\\", Text())
+    return f"(INSTR(romancy_instances.input, {there}) > 0 OR INSTR(romancy_instances.input, {escaping}) > 0)"
 
 
 def _postgresql(wanted: InputFilter, binds: _Binds) -> str:
