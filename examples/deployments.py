@@ -43,6 +43,7 @@ def build(number: int) -> App:
 
 
 first, second, third = build(1), build(2), build(3)
+app = third
 
 
 def replay_check(name: str) -> None:

@@ -105,6 +105,15 @@ def test_every_page_can_be_found_from_the_readme() -> None:
     assert pages_there <= linked
 
 
+def test_every_page_leads_to_a_program_and_every_program_is_led_to() -> None:
+    led_to: set[Path] = set()
+    for page in PAGES:
+        here = {(REPO / "docs" / target).resolve() for target in _links(f"docs/{page}.md") if "/examples/" in target}
+        assert here, page
+        led_to |= here
+    assert led_to == {path for path in (REPO / "examples").glob("*.py") if path.stem not in ("__init__", "crash")}
+
+
 def test_numbers_are_those_of_the_code() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     limits = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", readme.partition("## Limits")[2], re.MULTILINE))
