@@ -50,6 +50,9 @@ INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
 INPUTS_WITH_BLOBS: Final = 200
 """Where each of them may bring a payload that is kept elsewhere: all of those are in memory at once."""
+OVERLAP_FROM: Final = 200
+"""Inputs of a batch beside whose commit the next one is decided. To decide so many takes longer than to write them;
+behind a smaller one it is better to wait and see what comes meanwhile: fewer, larger commits."""
 LEAVE_S: Final = 2.0
 """How long a call may hang once the engine is leaving."""
 SETTLE_S: Final = 0.5
@@ -290,7 +293,7 @@ class Processor:
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:
-        """Call it with the lock held. The last commit may be under way when it returns; `_settle` tells."""
+        """Call it with the lock held. Of a large batch the last commit is under way when it returns: `_settle`."""
         for first in range(0, len(inputs), self._inputs_per_commit):
             try:
                 await self._relay.has_room()
@@ -298,6 +301,8 @@ class Processor:
             except BaseException:
                 self._results.give_back(inputs[first:])
                 raise
+        if len(inputs) < OVERLAP_FROM:
+            await self._settle()
 
     async def _portion(self, inputs: Sequence[Input]) -> None:
         """One commit for all, but for partitions whose last owners died."""

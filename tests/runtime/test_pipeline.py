@@ -68,6 +68,11 @@ def program(folder: Path, ran: list[str]) -> SlowApp:
     return app
 
 
+@pytest.fixture(autouse=True)
+def small_batches_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("romancy_stream.runtime.processor.OVERLAP_FROM", 1)
+
+
 def has(kind: str, instance_id: str) -> Callable[[Commit], bool]:
     return lambda commit: any(event.kind == kind and event.instance_id == instance_id for event in commit.history)
 
