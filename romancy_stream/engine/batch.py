@@ -234,7 +234,8 @@ class Batch:
         self.send(part, self.topics.events, key, told, part)
 
     def deletes(self, instance_id: str) -> bool:
-        return any(tombstone.instance_id == instance_id for tombstone in self.commit.deleted)
+        deleted = self.commit.deleted
+        return bool(deleted) and any(tombstone.instance_id == instance_id for tombstone in deleted)
 
     def mark(self, part: int) -> Partition:
         partition = self.marked.get(part)

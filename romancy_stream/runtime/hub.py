@@ -24,7 +24,7 @@ from romancy_stream.errors import BrokerUnavailableError, InstanceExistsError, S
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import decode
+from romancy_stream.wire.codec import decode, header_bytes
 from romancy_stream.wire.event import Topics, WireEvent
 
 log = logging.getLogger(__name__)
@@ -187,9 +187,25 @@ class ResultHub:
         if not self._waiters and not self._asked:
             return
         for row in commit.outbox:
-            if row.topic == self._topics.events and (row.key in self._waiters or row.key in self._asked):
-                headers = [(name, value.encode()) for name, value in row.headers]
+            if row.topic == self._topics.events and self._concerns(row.key, row.headers, str):
+                headers = header_bytes(row.headers)
                 self._hear(Record(row.topic, row.part, row.position, row.key.encode(), row.value, headers, 0))
+
+    def _concerns(self, key: str, headers: Sequence[tuple[str, object]], written: Callable[[str], str | bytes]) -> bool:
+        """Whether somebody waits for a message of this key. Most wait for ends alone: to decode the beginnings too
+        would cost as much again. `written`: how the headers have their values."""
+        if key in self._asked:
+            return True
+        waiters = self._waiters.get(key)
+        if waiters is None:
+            return False
+        if ("ce_type", written(w.STARTED)) not in headers:
+            return True
+        return any(
+            waiter.started
+            or (waiter.workflow is not None and ("ce_" + w.X_WORKFLOW, written(waiter.workflow)) not in headers)
+            for waiter in waiters
+        )
 
     def on_ownership(self) -> None:
         """Partitions came or went: what was local may not be so any more."""
@@ -245,9 +261,10 @@ class ResultHub:
     async def _on_records(self, records: Sequence[Record]) -> None:
         if self._waiters or self._asked:
             for record in records:
-                key = None if record.key is None else record.key.decode("utf-8", "replace")
-                if key in self._waiters or key in self._asked:
-                    self._hear(record)
+                if record.key is not None:
+                    key = record.key.decode("utf-8", "replace")
+                    if self._concerns(key, record.headers, str.encode):
+                        self._hear(record)
 
     def _hear(self, record: Record) -> None:
         event = decode(record)
