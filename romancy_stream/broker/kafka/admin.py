@@ -23,7 +23,7 @@ ANSWER_LIMIT_S = 30.0
 RETRY_PAUSE_S = 0.2
 CREATE_TIMEOUT_MS = 15_000
 # From the answer "created" to leaders in the metadata of the broker we ask.
-APPEAR_LIMIT_S = 30.0
+APPEAR_LIMIT_S = 60.0
 
 CREATE_MAY_SUCCEED_LATER = (kafka.NotControllerError, kafka.RequestTimedOutError)
 
