@@ -10,16 +10,21 @@ STAMP := $(VENV)/.installed
 LINTED := . tools/services
 TYPED_TOOLS := tools/_services benchmarks tests/support tests/conftest.py
 
+# What the last `make bench` measured, a line of JSON each.
+FIGURES := $(VENV)/.figures.jsonl
+# On the embedded log, those that end soon.
+BRIEF_SHAPES := 'parallel 100' 'sequential 1000' 'events 200'
+
 # How many processes run the tests: many of them wait. Without it, as for a part of them: python -m pytest tests/engine
 PROCESSES ?= 3
 # Several hundred short programs are started by the tests; each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint types test pythons demo bench services stop clean
+.PHONY: help venv check lint types test pythons demo bench bench-all services stop clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## .venv with the project and everything that its tests need
 
@@ -61,14 +66,22 @@ pythons: venv ## the core, the API and the embedded path on every other supporte
 demo: venv ## see it work: examples/demo.py
 	$(BIN)/python examples/demo.py
 
-bench: venv ## how fast it is here, beside a program without an engine: about 7 minutes
-	$(BIN)/python -m benchmarks.throughput
-	$(BIN)/python -m benchmarks.throughput --broker embedded --database sqlite
-	$(BIN)/python -m benchmarks.latency
-	$(BIN)/python -m benchmarks.latency --broker embedded --database sqlite
-	$(BIN)/python -m benchmarks.shapes --runs 3
-	$(BIN)/python -m benchmarks.shapes --runs 3 --broker embedded --database sqlite
-	$(BIN)/python -m benchmarks.memory
+bench: venv ## how fast it is here, beside a program without an engine: about 5 minutes, and a table
+	$(BIN)/python -m benchmarks.throughput > $(FIGURES)
+	$(BIN)/python -m benchmarks.throughput --broker embedded --database sqlite >> $(FIGURES)
+	$(BIN)/python -m benchmarks.latency >> $(FIGURES)
+	$(BIN)/python -m benchmarks.latency --broker embedded --database sqlite >> $(FIGURES)
+	$(BIN)/python -m benchmarks.shapes --runs 3 >> $(FIGURES)
+	$(BIN)/python -m benchmarks.shapes --runs 3 --broker embedded --database sqlite --shapes $(BRIEF_SHAPES) >> $(FIGURES)
+	@$(BIN)/python -m benchmarks.table $(FIGURES)
+
+bench-all: bench ## the same, and all that takes long: memory, a million instances, takeovers, idling, other engines
+	$(BIN)/python -m benchmarks.memory >> $(FIGURES)
+	$(BIN)/python -m benchmarks.population >> $(FIGURES)
+	$(BIN)/python -m benchmarks.takeover >> $(FIGURES)
+	$(BIN)/python -m benchmarks.idle >> $(FIGURES)
+	$(BIN)/python -m benchmarks.rivals all >> $(FIGURES)
+	@$(BIN)/python -m benchmarks.table $(FIGURES)
 
 services: ## start Kafka, PostgreSQL and MariaDB and leave them running
 	tools/services start

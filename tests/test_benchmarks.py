@@ -3,15 +3,21 @@ how fast anything is."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import measure, population, takeover
+from benchmarks import measure, population, table, takeover
+from benchmarks.rivals import __main__ as rivals
+from benchmarks.rivals import staging
+from benchmarks.rivals.__main__ import Run
+from benchmarks.rivals.installing import run
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT_S = 600
@@ -129,3 +135,114 @@ def test_cpu_time_of_processes_that_come_and_go() -> None:
     meter = measure.CpuMeter({"here": lambda: []})
     assert meter.since(spent) == {"here": 0}
     assert measure.cpu_s(2**30) == 0
+
+
+# -- other engines -------------------------------------------------------------------------------------------------
+def runs(*values: float) -> list[Run]:
+    return [Run({"seconds": value}, {"client": value, "engine": 2 * value}) for value in values]
+
+
+def test_a_ratio_is_of_a_pair_of_runs() -> None:
+    facts = rivals.compared(runs(1, 4, 3), runs(2, 2, 1), all_cpu=True)
+    assert facts["seconds"] == {"median": 3, "min": 1, "max": 4}
+    assert facts["rival_seconds"] == {"median": 2, "min": 1, "max": 2}
+    assert facts["seconds_ratio"] == {"median": 2, "min": 0.5, "max": 3}
+    assert facts["cpu_ms"]["max"] == 12
+    assert facts["cpu_ms_ratio"] == facts["seconds_ratio"]
+    assert facts["rival_cpu_ms_by_process"]["engine"] == {"median": 4, "min": 2, "max": 4}
+
+
+def test_cpu_time_that_is_not_known_or_too_little_to_count_has_no_ratio() -> None:
+    assert not [name for name in rivals.compared(runs(1), runs(2), all_cpu=False) if name.startswith("cpu")]
+    assert "cpu_ms_ratio" not in rivals.compared(runs(1), [Run({"seconds": 2}, {"client": 0})], all_cpu=True)
+
+
+def test_a_rival_that_is_not_to_be_had_says_so_and_the_next_has_its_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> Iterator[dict[str, Any]]:
+        run([sys.executable, "-c", "print('one'); exit('no such package')"])
+        yield {}
+
+    def ended() -> Iterator[dict[str, Any]]:
+        yield {"workload": "burst 1"}
+        raise RuntimeError("a benchmark process ended:\nTraceback\nValueError: why\n")
+
+    for name, lines in (("dbos", missing), ("edda", ended)):
+        rivals.report(name, lines)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["rival"] for line in said] == ["dbos", "edda", "edda"]
+    assert said[0]["unavailable"].endswith(" failed: no such package")
+    assert said[1]["workload"] == "burst 1"
+    assert said[2]["failed"] == "ValueError: why"
+
+
+def test_programs_of_rivals_are_no_dependencies_of_ours() -> None:
+    needed = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    for rival in staging.RIVALS.values():
+        names = [package.partition("==")[0].partition("[")[0] for package in rival.packages.pypi]
+        assert all("==" in package for package in rival.packages.pypi)
+        assert not [name for name in names if f'"{name}' in needed and name != "uvloop"]
+
+
+def test_processes_of_postgres_that_count() -> None:
+    assert staging.serves("postgres: romancy bench_dbos_1 127.0.0.1(5) idle", ("bench_dbos_1",))
+    assert not staging.serves("postgres: romancy bench_dbos_12 127.0.0.1(5) idle", ("bench_dbos_1",))
+    assert staging.serves("postgres: checkpointer ", ("bench_dbos_1",))
+
+
+def test_configuration_of_temporal_names_each_port_once() -> None:
+    ports = staging.free_ports(8)
+    names = {"temporal": "one", "visibility": "two"}
+    config = staging.temporal_config("postgresql://me@127.0.0.1:5432/x", names, ports)
+    services = config["services"].values()
+    assert sorted(port for s in services for port in (s["rpc"]["grpcPort"], s["rpc"]["membershipPort"])) == sorted(
+        ports
+    )
+    assert max(ports) < 2**15
+    stores = config["persistence"]["datastores"]
+    assert {name: stores[name]["sql"]["databaseName"] for name in names} == names
+
+
+def test_programs_of_rivals_need_nothing_of_ours() -> None:
+    """Each program imports nothing of ours but what needs the standard library alone."""
+    harmless = ("benchmarks.driving", "benchmarks.loops", "benchmarks.settings", "benchmarks.rivals.programs.")
+    folder = REPO / "benchmarks" / "rivals" / "programs"
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                ours = node.module.split(".")[0] in ("benchmarks", "romancy_stream")
+                assert not ours or node.module in harmless or node.module.startswith("benchmarks.rivals.programs."), (
+                    path
+                )
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "min": median / 2, "max": median * 2}
+
+
+def test_a_table_puts_the_other_side_and_the_ratio_beside_ours() -> None:
+    line = {
+        **{"benchmark": "throughput", "broker": "kafka", "workflows": 9, "runs": 2, "machine": {"cores": 2}},
+        **{"floor_workflows_per_s": spread(2000), "workflows_per_s": spread(1000), "ratio": spread(0.5)},
+        **{"cpu_ms_per_workflow": {"engine": spread(1)}, "floor_cpu_ms_per_workflow": {"engine": spread(0.25)}},
+        "series": [1, 2],
+    }
+    assert table.heading(line) == "throughput kafka"
+    assert table.rows(line) == [
+        ("workflows_per_s", "1,000 (500 to 2,000)", "2,000 (1,000 to 4,000)", "0.5 (0.25 to 1)"),
+        ("cpu_ms_per_workflow engine", "1 (0.5 to 2)", "0.25 (0.125 to 0.5)", ""),
+    ]
+
+
+def test_a_table_shows_what_only_one_side_has() -> None:
+    line = {"benchmark": "rivals", "cpu": {"client": spread(4)}, "rival_cpu": {"worker": spread(8)}, "seconds": 1.5}
+    assert table.rows(line) == [
+        ("cpu client", "4 (2 to 8)", "", ""),
+        ("rival_cpu worker", "", "8 (4 to 16)", ""),
+        ("seconds", "1.5", "", ""),
+    ]
+
+
+def test_a_table_says_what_is_missing() -> None:
+    given = ['{"benchmark": "rivals", "rival": "temporal", "unavailable": "go is not installed"}\n', "\n"]
+    assert list(table.table(table.parsed(given)))[1:] == ["rivals temporal: unavailable: go is not installed"]
