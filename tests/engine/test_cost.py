@@ -1,0 +1,99 @@
+"""What a message costs the core, in calls of functions: the one measure of speed that is the same on every machine. A
+change that makes the hot path longer fails here, and has to say what it buys."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pytest
+
+from romancy_stream import Workflow, WorkflowContext, activity, workflow
+from romancy_stream.engine.inputs import EagerRoom, Input, Loaded, Received
+from romancy_stream.runtime.worker_messages import Messages, task_of
+from romancy_stream.wire.codec import decode
+from tests.engine.world import World
+
+LIMITS: Final = {"start, decoded": 75, "start": 380, "result": 285, "last result": 275}
+"""Calls of Python and C functions, some 6 % more than on Python 3.11."""
+
+
+@activity
+async def step(number: int) -> int:
+    return number
+
+
+@workflow
+async def three_steps(ctx: WorkflowContext, number: int) -> int:
+    return await step(await step(await step(number)))
+
+
+def calls(run: Callable[[], object]) -> int:
+    count = 0
+
+    def seen(frame: Any, kind: str, argument: Any) -> None:
+        nonlocal count
+        if kind in ("call", "c_call"):
+            count += 1
+
+    sys.setprofile(seen)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+class Burst(World):
+    """Workflows that begin together and do not leave the process: each batch has a message of each."""
+
+    def __init__(self, size: int, definition: Workflow[Any, Any]) -> None:
+        super().__init__(definition, cached=10 * size)
+        self.size = size
+        self.cost: dict[str, int] = {}
+
+    def live(self) -> dict[str, int]:
+        for number in range(self.size):
+            self.start("three_steps", number, f"i-{number}")
+        records, self.pending = self.pending, []
+        self.cost["start, decoded"] = calls(lambda: [decode(record) for record in records])
+        self._batch("start", [Received(record, decode(record)) for record in records])
+        for name in ("first result", "result", "last result"):
+            records, self.pending = self.pending, []
+            self._batch(name, [Received(record, decode(record)) for record in records])
+        assert all(row.status == "completed" for row in self.instances.values())
+        return self.cost
+
+    def _batch(self, name: str, inputs: Sequence[Input]) -> None:
+        core = self.core
+        assert len(inputs) == self.size
+
+        def decided() -> None:
+            core.missing(inputs)  # the database would know none of them
+            core.missing_entities(inputs)
+            core.intake_keys(inputs)
+            core.load(Loaded())
+            core.prefixes(inputs)
+            core.beating(inputs)
+            core.closings(inputs, self.now_us)
+            self.commit = core.handle(inputs, self.now_us, (), EagerRoom("here", {"default": self.size}))
+
+        self.cost[name] = calls(decided)
+        self.apply(self.commit)
+        worker = Messages("shop", 1, "worker", "here")
+        for task in self.commit.eager:
+            self.pending.append(self.record("results", 0, worker.completed(task_of(task.event), b"1", 5, self.now_us)))
+
+
+@pytest.fixture(scope="module")
+def cost() -> dict[str, float]:
+    """Of one message: what a hundred more of them add."""
+    Burst(1, three_steps).live()  # whatever is made once
+    small, large = Burst(100, three_steps).live(), Burst(200, three_steps).live()
+    return {name: (large[name] - small[name]) / 100 for name in small}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_a_message_costs_no_more_than_it_did(cost: dict[str, float], what: str) -> None:
+    assert cost[what] <= LIMITS[what]
