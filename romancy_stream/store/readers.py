@@ -41,9 +41,9 @@ from romancy_stream.store.projections import Projections
 from romancy_stream.wire.event import RESERVED_PREFIX
 
 RUN_MAX: Final = 2**31 - 1  # what the column holds
-FEW: Final = 1_000
+FEW: Final = 500
 """Rows that are looked for by what stands in their input, whatever their order: a few milliseconds. Where there are
-more, the next page of 50 is not far along the index of starts, at most one twentieth of the table."""
+more, the next page of 50 is not far along the index of starts: a tenth of the table, where they lie evenly."""
 # How often a value stands in the inputs is known of the value only, never in general. Ends with the transaction.
 _PLAN_EACH: Final = text("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
 
