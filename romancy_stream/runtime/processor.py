@@ -399,7 +399,8 @@ class Processor:
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:
         now_us = self._clock.now_us()
-        await self._prepare(inputs, now_us)
+        while not await self._prepare(inputs, now_us):
+            now_us = self._clock.now_us()  # what had to be done anew is of a later time
         sent, refused = self._relay.take_sent()
         touch = {part for part, *_ in sent} | {part for part, *_ in refused}
         commit = self.core.handle(inputs, now_us, touch & self.core.owned, self._room())
@@ -428,16 +429,16 @@ class Processor:
         asked = [*core.missing(inputs), *core.missing_entities(inputs), *core.intake_keys(inputs)]
         return not written.isdisjoint(asked)
 
-    async def _prepare(self, inputs: Sequence[Input], now_us: int) -> None:
-        """Gives the core what it has to know before it decides."""
-        if self._is_behind(inputs):
-            await self._settle()
+    async def _prepare(self, inputs: Sequence[Input], now_us: int) -> bool:
+        """Gives the core what it has to know before it decides. False: the state was read anew meanwhile."""
+        if self._is_behind(inputs) and not await self._settle():
+            return False
         loaded = await self._load(inputs)
         self.core.load(loaded)
         more: dict[str, Any] = {}
         prefixes = self.core.prefixes(inputs)
         if prefixes and not await self._settle():
-            return await self._prepare(inputs, now_us)
+            return False
         if prefixes:
             more["prefixes"] = await self._patience.ask(lambda: self._store.history_prefixes(prefixes))
         if beating := self.core.beating(inputs):
@@ -448,11 +449,12 @@ class Processor:
             self.core.load(loaded)
         closings = self.core.closings(inputs, now_us)
         if closings and not await self._settle():
-            return await self._prepare(inputs, now_us)
+            return False
         if closings:
             closed = await self._patience.ask(lambda: self._store.close_activities(closings, now_us))
             blobs = {**loaded.blobs, **await self._blobs(self.core.blobs((), results=closed.values()))}
             self.core.load(replace(loaded, histories={}, entities={}, closed=closed, blobs=blobs))
+        return True
 
     async def _load(self, inputs: Sequence[Input]) -> Loaded:
         found: dict[str, Any] = {}
