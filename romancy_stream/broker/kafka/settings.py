@@ -38,8 +38,9 @@ METADATA_MAX_AGE_MS = 30_000
 # aiokafka leaves the group when nobody fetched for this long. Here backpressure is normal (a held partition, a worker
 # whose slots are full) and liveness is shown by heartbeats, so a day stands for never.
 MAX_POLL_INTERVAL_MS = 86_400_000
-# Longest wait of an empty fetch. A rewind or a release is served by the next fetch, so this bounds its delay.
-FETCH_WAIT_MS = 250
+# Longest wait of an empty fetch: nearly all that an idle process does. A rewind or a release is served by the next
+# fetch, so this bounds its delay.
+FETCH_WAIT_MS = 500
 # Per partition and fetch. A record larger than this still arrives, alone.
 PARTITION_FETCH_LIMIT_BYTES = 1_048_576
 FETCH_LIMIT_BYTES = 16 * 1_048_576
