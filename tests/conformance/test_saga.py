@@ -141,7 +141,7 @@ async def test_a_parked_instance_is_cancelled(make_app: MakeApp) -> None:
 
     @old.workflow(name="changes")
     async def before(ctx: WorkflowContext) -> None:
-        await ctx.sleep(0.2)
+        await ctx.wait_event("saga.go")
         await never()
 
     @new.workflow(name="changes")
@@ -150,8 +150,9 @@ async def test_a_parked_instance_is_cancelled(make_app: MakeApp) -> None:
 
     async with old:
         await old.start(before, instance_id="i")
-        await _status(old, "i", "waiting_for_timer", "running")
+        await _status(old, "i", "waiting_for_event")
     async with new:
+        await new.send_event(type="saga.go")
 
         async def parked() -> bool:
             instance = await new.get_instance("i")

@@ -52,7 +52,7 @@ async def test_one_run_at_a_time_for_each_customer(make_app: MakeApp) -> None:
 
 async def test_a_rate_for_all_processes(make_app: MakeApp) -> None:
     app = make_app()
-    mail = app.queue("mail", global_rate=RateLimit(20, per=1.0))
+    mail = app.queue("mail", global_rate=RateLimit(4, per=1.0))
     sent = []
 
     @app.activity(queue=mail)
