@@ -34,6 +34,14 @@ class Run:
     cpu_ms: Mapping[str, float]  # by process; per workflow when there are many
 
 
+def workload(text: str) -> str:
+    kind, _, count = text.partition(" ")
+    known = dict.fromkeys(each.partition(" ")[0] for each in WORKLOADS)
+    if kind not in known or not count.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(known)}, and a number, as in {WORKLOADS[0]!r}")
+    return text
+
+
 def once(side: stage.Side, workload: str) -> Run:
     kind, count = workload.split()
     before = side.meter.read()
@@ -104,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rivals", nargs="+", choices=[*RIVALS, "all"])
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs of each workload")
-    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, help=f"of {', '.join(map(repr, WORKLOADS))}")
+    parser.add_argument(
+        "--workloads", nargs="+", type=workload, default=WORKLOADS, help=f"of {', '.join(map(repr, WORKLOADS))}"
+    )
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="workflows before the first run")
     parser.add_argument(
         "--ours", choices=list(OURS), default="together", help="engine and worker in one process, or two"
