@@ -178,9 +178,11 @@ async def test_retention_that_is_under_way_when_somebody_begins_to_read(tmp_path
 async def test_retention_that_is_under_way_when_a_worker_begins_to_read(tmp_path: Path) -> None:
     async with opened(tmp_path) as broker:
         await _three_chunks(broker, engine_at=15)
-    async with opened(tmp_path, retention_s=0) as broker:
-        async with started(broker.tasks([TOPIC], "workers", TaskRecorder())) as source:
-            assert (await source.fetch(1))[0].offset == 10
+    async with (
+        opened(tmp_path, retention_s=0) as broker,
+        started(broker.tasks([TOPIC], "workers", TaskRecorder())) as source,
+    ):
+        assert (await source.fetch(1))[0].offset == 10
 
 
 async def test_retention_keeps_what_is_young(tmp_path: Path) -> None:
