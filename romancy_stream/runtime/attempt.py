@@ -21,6 +21,7 @@ from romancy_stream.activity import Activity, ActivityContext, ActivityInfo
 from romancy_stream.engine.commit import COMPLETED, FAILED, RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.sealing import is_sealed
 from romancy_stream.errors import (
     ActivityCancelledError,
     ActivityContextError,
@@ -266,6 +267,8 @@ class Attempt:
 
     # -- payloads that are sealed ----------------------------------------------------------------------------------
     async def _opened(self, args: bytes) -> bytes:
+        if not is_sealed(args):
+            return args
         try:
             return await self._patiently(lambda: self._bench.sealer.open(args))
         except PayloadError as error:

@@ -381,10 +381,7 @@ class ActivityWorker:
     # -- beginning them ----------------------------------------------------------------------------------------------
     def _begin(self) -> None:
         """As many as there is room for, the most urgent first."""
-        while self._room > 0:
-            queue = self._next_queue()
-            if queue is None:
-                return
+        while (queue := self._next_queue()) is not None and self._room > 0:
             waiting = queue.take()
             if self._joined(waiting.task, waiting.progress, waiting.offset):
                 continue
@@ -421,12 +418,13 @@ class ActivityWorker:
         return found
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._guarded(work, "romancy-attempt")
+        task = asyncio.create_task(work, name="romancy-attempt")
         self._waiting.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._waiting.discard(task)
+        self._notice(task)
         self._begin()
 
     # -- one task ------------------------------------------------------------------------------------------------------
@@ -511,7 +509,8 @@ class ActivityWorker:
             if refusal is not None:
                 row = outcome.rows[index] if outcome.rows else None
                 log.error("%s: the broker refuses message %d for good (outbox row %s): %s", task, index, row, refusal)
-        self._sender.sent([row for row, refusal in zip(outcome.rows, refusals, strict=False) if refusal is None])
+        if outcome.rows:
+            self._sender.sent([row for row, refusal in zip(outcome.rows, refusals, strict=False) if refusal is None])
 
     async def _result_refused(self, task: Task, outcome: Outcome, refusal: str) -> None:
         """The workflow must hear something. A failure for good makes the engine look at what is recorded: a result
