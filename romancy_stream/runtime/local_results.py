@@ -1,11 +1,12 @@
-"""Results of attempts that never left the process: they wait here for a batch, as records of `results` would wait in
-the broker. Values in memory; no I/O."""
+"""The worker in the engine's own process: what the processor asks of it, and its results, which never leave it. They
+wait here for a batch, as records of `results` would wait in the broker. Values in memory; no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
+from romancy_stream.engine.commit import ActivityKey, EagerTask
 from romancy_stream.engine.inputs import Input, Received
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.record import Record
@@ -14,13 +15,33 @@ LOCAL_OFFSET: Final = -1
 """Of a result that came without the broker: it moves no position."""
 
 
+class LocalWorker(Protocol):
+    """A worker in this process, which gets tasks without the broker. `incarnation`: of its process."""
+
+    @property
+    def incarnation(self) -> str: ...
+    def room(self) -> dict[str, int]:
+        """Queue -> how many tasks it would take now."""
+        ...
+
+    def run(self, tasks: Sequence[EagerTask]) -> None: ...
+    def is_running(self, key: ActivityKey, attempt: int) -> bool: ...
+    async def leave(self, parts: frozenset[int]) -> None:
+        """They are about to be somebody else's."""
+        ...
+
+    def send(self, results: Sequence[WireEvent]) -> None:
+        """By the broker after all."""
+        ...
+
+
 class LocalResults:
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._waiting: list[Received] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def waits(self, owned: frozenset[int]) -> bool:
+        return any(each.record.partition in owned for each in self._waiting)
 
     def add(self, part: int, result: WireEvent) -> None:
         self._waiting.append(Received(Record(self._topic, part, LOCAL_OFFSET, None, None, (), 0), result))

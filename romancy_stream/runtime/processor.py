@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from romancy_stream.broker.port import TP, BatchSource, Record
-from romancy_stream.engine.commit import ActivityKey, Commit, EagerTask, Mark
+from romancy_stream.engine.commit import Commit, Mark
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import (
     EagerRoom,
@@ -33,12 +32,14 @@ from romancy_stream.engine.inputs import (
 )
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
-from romancy_stream.runtime.local_results import LocalResults, is_local
+from romancy_stream.runtime.local_results import LocalResults, LocalWorker, is_local
 from romancy_stream.runtime.patience import Patience
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.reporting import report
 from romancy_stream.runtime.suspects import Suspects, part_of
+from romancy_stream.runtime.under_way import UnderWay, written
 from romancy_stream.runtime.vault import NO_VAULT, Vault
+from romancy_stream.store.database import seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import Topics, WireEvent
@@ -63,36 +64,8 @@ CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
 
-class LocalWorker(Protocol):
-    """A worker in this process, which gets tasks without the broker. `incarnation`: of its process."""
-
-    @property
-    def incarnation(self) -> str: ...
-    def room(self) -> dict[str, int]:
-        """Queue -> how many tasks it would take now."""
-        ...
-
-    def run(self, tasks: Sequence[EagerTask]) -> None: ...
-    def is_running(self, key: ActivityKey, attempt: int) -> bool: ...
-    async def leave(self, parts: frozenset[int]) -> None:
-        """They are about to be somebody else's."""
-        ...
-
-    def send(self, results: Sequence[WireEvent]) -> None:
-        """By the broker after all."""
-        ...
-
-
-@dataclass(slots=True)
-class UnderWay:
-    """A commit that is being written. `written`: what it changes and a later batch could look up in the database: ids
-    of instances, names of entities, keys of messages that were taken in."""
-
-    inputs: Sequence[Input]
-    commit: Commit
-    written: Set[object]
-    task: asyncio.Task[None]
-    durable: bool = False
+class _NotOurs(Exception):
+    """Of the commit before; the batch that waits for it is not to blame."""
 
 
 class Processor:
@@ -123,6 +96,7 @@ class Processor:
         self._on_ownership = on_ownership
         self._clock = DatabaseClock()
         self._lock = asyncio.Lock()
+        self._over: BaseException | None = None
         self._timers_changed = asyncio.Event()
         self._hints: dict[TP, int] = {}
         self._suspects = Suspects(store)
@@ -136,7 +110,7 @@ class Processor:
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
         parts = sorted({tp.partition for tp in partitions})
-        async with self._lock:
+        async with self._turn():
             await self._drain()
             self._forget(self.core.owned)
             snapshots = await self._take_over(parts)
@@ -170,12 +144,13 @@ class Processor:
     async def on_batch(self, batch: Mapping[TP, Sequence[Record]]) -> None:
         records = [record for records in batch.values() for record in records]
         inputs: list[Input] = [Received(record, decode(record)) for record in records]
-        async with self._lock:
+        async with self._turn():
             await self._run([*inputs, *self._results.take(self.core.owned, INPUTS_PER_COMMIT)])
 
     async def on_revoked(self, partitions: set[TP]) -> None:
         async with self._lock:
             parts = frozenset(tp.partition for tp in partitions)
+            await self._drain()  # its tasks are the worker's before it says farewell to them
             if self._local is not None:
                 await self._local.leave(parts)
             await self._tidy(parts)
@@ -230,7 +205,10 @@ class Processor:
         """What no broker brings: sweepers come upon it in the database. Returns those that are committed: not of
         partitions that are not owned any more, nor what spoils a batch. Raises what a batch raises; then the membership
         must end."""
-        async with self._lock:
+        return await _whole(self._feed(inputs))
+
+    async def _feed(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        async with self._turn():
             self._passed_by.clear()
             mine = [each for each in inputs if part_of(each) in self.core.owned]
             await self._run(mine)
@@ -242,18 +220,21 @@ class Processor:
         """Runs for ever; raises what a batch raises."""
         while True:
             await self._until_something_is_due()
-            async with self._lock:
-                if self._under_way is not None and self._under_way.task.done():
-                    await self._settle()
-                if not self.core.owned:
-                    continue
-                results = self._results.take(self.core.owned, INPUTS_PER_COMMIT)
-                due = self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT)
-                if results or due:
-                    await self._run([*results, *due])
-                elif self._relay.has_news:
-                    await self._portion([])
+            await _whole(self._look())
             await self._hint()
+
+    async def _look(self) -> None:
+        async with self._turn():
+            if self._under_way is not None and self._under_way.task.done():
+                await self._settle()
+            if not self.core.owned:
+                return
+            results = self._results.take(self.core.owned, INPUTS_PER_COMMIT)
+            due = self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT)
+            if results or due:
+                await self._run([*results, *due])
+            elif self._relay.has_news:
+                await self._portion([])
 
     async def _hint(self) -> None:
         """Tells lag tools, and the embedded log's retention, how far the database is."""
@@ -262,7 +243,9 @@ class Processor:
             await self.source.commit_hint(hints)
 
     async def _until_something_is_due(self) -> None:
-        if self._results or (self._under_way is not None and self._under_way.task.done()):
+        if self._over is not None or self._results.waits(self.core.owned):
+            return
+        if self._under_way is not None and self._under_way.task.done():
             return
         self._timers_changed.clear()
         wait_s = CLOCK_CHECK_S
@@ -290,6 +273,21 @@ class Processor:
         """Sends results whose partitions are not owned any more; call it also at the end."""
         if self._local is not None:
             self._local.send(self._results.leave(self.core.owned))
+
+    # -- turns ---------------------------------------------------------------------------------------------------
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The lock. Who leaves it with an error leaves inputs behind that this membership does not bring again: no
+        later batch may go on behind them, whoever hears of the error."""
+        async with self._lock:
+            if self._over is not None:
+                raise self._over if isinstance(self._over, Exception) else EngineError("the membership has ended")
+            try:
+                yield
+            except BaseException as error:
+                self._over = error
+                self._timers_changed.set()
+                raise
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:
@@ -333,7 +331,7 @@ class Processor:
         while True:
             try:
                 commit = await self._decide(inputs)
-            except (EngineError, StoreUnavailableError):
+            except (EngineError, StoreUnavailableError, _NotOurs):
                 raise
             except Exception as error:
                 if await self._settle():
@@ -348,7 +346,7 @@ class Processor:
         # The commit before may have found out about its outcome by a takeover of our own.
         commit.marks = [Mark(m.part, self.core.epoch_of(m.part), m.commit_no, m.position) for m in commit.marks]
         task = asyncio.create_task(self._finish(commit), name="romancy-commit")
-        self._under_way = UnderWay(inputs, commit, _written(commit), task)
+        self._under_way = UnderWay(inputs, commit, written(commit), task)
         task.add_done_callback(self._noticed)
 
     async def _finish(self, commit: Commit) -> None:
@@ -376,12 +374,14 @@ class Processor:
             raise
         except Exception as error:
             if under_way.durable:
-                raise
+                raise _NotOurs(f"a commit was not told of: {error!r}") from error
             try:
                 await self._poisoned(under_way.inputs, error)
-            except BaseException:
+            except BaseException as failure:
                 self._results.give_back(under_way.inputs)
-                raise
+                if isinstance(failure, EngineError | StoreUnavailableError) or not isinstance(failure, Exception):
+                    raise
+                raise _NotOurs(f"a commit could not be written: {failure!r}") from failure
             return False
         return True
 
@@ -413,7 +413,7 @@ class Processor:
         if self._local is None:
             return None
         room = self._local.room()
-        if self._under_way is not None:
+        if self._under_way is not None and not self._under_way.durable:
             for task in self._under_way.commit.eager:
                 room[task.queue] = room.get(task.queue, 0) - 1
         return EagerRoom(self._local.incarnation, room)
@@ -534,6 +534,8 @@ class Processor:
             middle = len(inputs) // 2
             await self._step(inputs[:middle])
             await self._step(inputs[middle:])
+            while self._under_way is not None:
+                await self._settle()
         elif not inputs:
             raise error
         else:
@@ -555,6 +557,14 @@ class Processor:
         self._published(commit)
 
 
+async def _whole(turn: Coroutine[Any, Any, T]) -> T:
+    """Ends also where who waits for it is cancelled: what was decided would be thrown away, and all that comes after be
+    fenced off by ourselves."""
+    task = asyncio.ensure_future(turn)
+    task.add_done_callback(seen)
+    return await asyncio.shield(task)
+
+
 def _require_ours(snapshots: Iterable[PartitionSnapshot], epochs: Mapping[int, int]) -> None:
     """The epoch in a snapshot may be that of somebody who came after us: with it, both would pass the fence."""
     if any(snapshot.epoch != epochs[snapshot.part] for snapshot in snapshots):
@@ -565,16 +575,6 @@ def _lapsed(each: Detached) -> LeaseLapsed:
     """An attempt that a process kept to itself, which has lost the partition since: it may be gone with it."""
     key = each.key
     return LeaseLapsed(each.part, key.instance_id, key.run, key.activity_id, each.attempt, each.incarnation)
-
-
-def _written(commit: Commit) -> Set[object]:
-    found: set[object] = {row.instance_id for row in chain(commit.instances, commit.updates)}
-    found.update(row.instance_id for row in commit.rejections)
-    found.update(commit.rejections_gone)
-    found.update(row.entity for row in commit.entities)
-    found.update(commit.entities_gone)
-    found.update((part, digest) for part, digest, _ in commit.intake)
-    return found
 
 
 def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:

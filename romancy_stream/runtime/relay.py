@@ -89,7 +89,10 @@ class Relay:
             self._wake.set()
 
     async def has_room(self) -> None:
+        """Raises what has ended the sending: there will be none."""
         while self._in_flight > IN_FLIGHT_LIMIT:
+            if self._failure.done():
+                self._failure.result()
             self._room.clear()
             await self._room.wait()
 
@@ -201,6 +204,7 @@ class Relay:
     def _fail(self, error: BaseException) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
+            self._room.set()
 
 
 def _record(row: OutboxRow) -> OutRecord:

@@ -143,13 +143,15 @@ class EngineService:
             await asyncio.gather(*others, return_exceptions=True)
             await source.stop()
             await asyncio.gather(running, return_exceptions=True)
-            await processor.close()
-            self._relay = None
-            await relay.close()
-            self.core.drop(self.core.owned)
-            if self._eager is not None:
-                self._eager.engine = None
-            processor.hand_on()
+            try:
+                await processor.close()
+            finally:
+                self._relay = None
+                await relay.close()
+                self.core.drop(self.core.owned)
+                if self._eager is not None:
+                    self._eager.engine = None
+                processor.hand_on()
 
     def _committed(self, commit: Commit) -> None:
         self._progress = True

@@ -33,7 +33,7 @@ class Engine(Protocol):
 
 
 class Eager:
-    """A `processor.LocalWorker`. `alone`: no other process can have a worker."""
+    """A `local_results.LocalWorker`. `alone`: no other process can have a worker."""
 
     def __init__(self, worker: ActivityWorker, now_s: Callable[[], float], alone: bool) -> None:
         self.engine: Engine | None = None
