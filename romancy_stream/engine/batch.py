@@ -18,7 +18,7 @@ from romancy_stream.engine.config import HISTORY_WARNING
 from romancy_stream.engine.entity import Entity
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.inputs import EagerRoom, Received
-from romancy_stream.engine.instance import Command, LiveInstance
+from romancy_stream.engine.instance import LiveInstance
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.engine.sealing import Blobs
@@ -148,11 +148,6 @@ class Batch:
         self.grown += 1
         message = outgoing.large(self.source, state, event, self.time)
         self.send(state.part, self.topics.events, state.instance_id, message, state.part)
-
-    def answer(self, entry: Entry, commands: list[Command]) -> None:
-        """Records what workflow code asked for."""
-        for command in commands:
-            self.record(entry, command.kind, command.ref, command.attrs, command.payload)
 
     def _tell(self, entry: Entry, event: HistoryEvent) -> None:
         """What the world outside hears of a history event."""

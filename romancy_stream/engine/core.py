@@ -61,6 +61,8 @@ from romancy_stream.wire.partition import partition_for
 CACHED_ENTITIES: Final = 10_000
 """With what they keep; most are a waiter or two."""
 
+_DISAGREES: Final = (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong)
+"""What replay raises of code that cannot go on from a history."""
 _INTERNAL_TYPES: Final = frozenset({w.TO_INSTANCE, w.TO_ENTITY, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED})
 _TO_ONE_INSTANCE: Final = frozenset({w.TO_INSTANCE, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED, *features.COMMANDS})
 
@@ -101,7 +103,7 @@ class EngineCore:
             del self._entities[name]
         with stepping_aside():
             for instance_id in [i for i, entry in self._cache.items() if entry.state.part in gone]:
-                self._evict(self._cache.pop(instance_id))
+                self.evict(self._cache.pop(instance_id))
 
     def owned_epoch(self, part: int, epoch: int) -> None:
         """A partition that was taken over from ourselves."""
@@ -395,7 +397,7 @@ class EngineCore:
                 raise no_code(self._workflows, event.attrs["workflow"], event.attrs.get("version"))
             arguments = definition.decode(self.opened(event.payload))
         except (LookupError, InvalidInputError, PayloadError) as error:
-            self._park(batch, entry, error, [event.seq])
+            self.halt(batch, entry, error, [event.seq])
             return
         entry.live = self._live(definition, event.instance_id, event.run)
         entry.live.arguments = arguments
@@ -405,11 +407,7 @@ class EngineCore:
         """Makes an instance live, or parks it."""
         problem = self._wake(entry) if entry.live is None and entry.state.parked is None else None
         if problem is not None:
-            self._park(batch, entry, problem, [])
-
-    def halt(self, batch: Batch, entry: Entry, problem: BaseException) -> None:
-        """Parks an instance for what its code has done beside its inputs."""
-        self._park(batch, entry, problem, [])
+            self.halt(batch, entry, problem)
 
     def next_run(self, batch: Batch, instance_id: str) -> int:
         """The number of another run of an instance, which may be gone: none is used twice."""
@@ -442,7 +440,7 @@ class EngineCore:
             problem = self._wake(entry)
         event = batch.record(entry, kind, ref, attrs, payload)
         if problem is not None:
-            self._park(batch, entry, problem, [event.seq])
+            self.halt(batch, entry, problem, [event.seq])
         elif entry.state.parked is None:
             self._step(batch, entry, event)
 
@@ -452,7 +450,7 @@ class EngineCore:
         try:
             commands = entry.live.deliver(event)
         except (StepTooLong, PayloadError) as error:
-            self._park(batch, entry, error, [event.seq])
+            self.halt(batch, entry, error, [event.seq])
         else:
             entry.live.known = NO_BLOBS  # they belong to this batch
             self.answer(batch, entry, commands)
@@ -481,34 +479,44 @@ class EngineCore:
         definition = definition_of(self._workflows, state.workflow, state.version)
         if definition is None:
             return no_code(self._workflows, state.workflow, state.version)
-        assert entry.history is not None
-        live = self._live(definition, state.instance_id, state.run, entry.blobs)
         try:
-            replay(live, entry.history)
-        except (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong) as error:
-            live.evict()
+            self._replay(entry, definition)
+        except _DISAGREES as error:
             return error
-        entry.live, entry.history, entry.blobs, live.known = live, None, NO_BLOBS, NO_BLOBS
         return None
 
-    def _park(self, batch: Batch, entry: Entry, problem: BaseException, undelivered: list[int]) -> None:
+    def _replay(self, entry: Entry, definition: WorkflowDef, late_us: int | None = None) -> list[Command]:
+        """Makes an instance live; with `late_us` also gives its code what came while it was parked, and returns what
+        that asked for. Raises one of _DISAGREES, and the entry stays as it was."""
+        assert entry.history is not None
+        live = self._live(definition, entry.state.instance_id, entry.state.run, entry.blobs)
+        try:
+            kept = replay(live, entry.history)
+            commands = [] if late_us is None else deliver_late(live, kept, late_us)
+        except _DISAGREES:
+            live.evict()
+            raise
+        entry.live, entry.history, entry.blobs, live.known = live, None, NO_BLOBS, NO_BLOBS
+        return commands
+
+    def halt(self, batch: Batch, entry: Entry, problem: BaseException, undelivered: Sequence[int] = ()) -> None:
         """Halts an instance for a human, with what it has not seen yet. Its history stays as it is."""
         attrs: dict[str, Any] = {
             "code": getattr(problem, "code", "step_too_long" if isinstance(problem, StepTooLong) else "unknown"),
             "message": str(problem) or "workflow code went round without waiting for anything (a sleep(0) loop?)",
-            "undelivered": undelivered,
+            "undelivered": list(undelivered),
         }
         if isinstance(problem, NonDeterminismError):
             attrs |= {"expected": problem.expected, "actual": problem.actual}
         batch.record(entry, h.WORKFLOW_PARKED, None, attrs)
-        self._evict(entry)
+        self.evict(entry)
 
     def park(self, instance_id: str, batch_now_us: int, reason: str) -> Commit:
         """Parks a loaded instance on behalf of the shell: the database refuses what its code does."""
         batch = self._batch(batch_now_us)
         entry = self._cache[instance_id]
         with stepping_aside():
-            self._park(batch, entry, RuntimeError(reason), [])
+            self.halt(batch, entry, RuntimeError(reason))
             commit = batch.finish()
             self._after(batch)
         return commit
@@ -523,16 +531,11 @@ class EngineCore:
         definition = definition_of(self._workflows, entry.state.workflow, entry.state.version)
         if definition is None:
             return
-        assert entry.history is not None
-        live = self._live(definition, entry.state.instance_id, entry.state.run, entry.blobs)
         try:
-            kept = replay(live, entry.history)
-            commands = deliver_late(live, kept, batch.now_us)
-        except (NonDeterminismError, InvalidInputError, PayloadError, StepTooLong):
-            live.evict()  # still the wrong code: it stays parked with what is recorded of it
-            return
+            commands = self._replay(entry, definition, batch.now_us)
+        except _DISAGREES:
+            return  # still the wrong code: it stays parked with what is recorded of it
         batch.record(entry, h.WORKFLOW_RESUMED)
-        entry.live, entry.history, entry.blobs, live.known = live, None, NO_BLOBS, NO_BLOBS
         self.answer(batch, entry, commands)
 
     # -- the cache -----------------------------------------------------------------------------------------------
@@ -552,24 +555,20 @@ class EngineCore:
         """An instance that is open."""
         return self._cache.get(instance_id)
 
-    def evict(self, entry: Entry) -> None:
-        """Its code is not needed any more."""
-        self._evict(entry)
-
     def _after(self, batch: Batch) -> None:
         """Finished and parked instances leave; the cache goes back to its size."""
         self.stats["history_large"] += batch.grown
         self.stats.update(batch.stats)
         for instance_id, entry in batch.touched.items():
             if entry.state.finished is not None or entry.state.parked is not None:
-                self._evict(entry)
+                self.evict(entry)
                 self._cache.pop(instance_id, None)
             else:
                 self._cache.move_to_end(instance_id)
         for entry in batch.left:
-            self._evict(entry)
+            self.evict(entry)
         while len(self._cache) > self.config.cached_instances:
-            self._evict(self._cache.popitem(last=False)[1])
+            self.evict(self._cache.popitem(last=False)[1])
         for name in batch.entities:
             self._entities.move_to_end(name)
         while len(self._entities) > CACHED_ENTITIES:
@@ -577,7 +576,8 @@ class EngineCore:
         self.loaded, self._new_blobs = Loaded(), NO_BLOBS
 
     @staticmethod
-    def _evict(entry: Entry) -> None:
+    def evict(entry: Entry) -> None:
+        """Its code is not needed, or not any more."""
         if entry.live is not None:
             entry.live.evict()
             entry.live = None

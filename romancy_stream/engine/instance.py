@@ -179,9 +179,7 @@ class LiveInstance:
 
     def register_compensation(self, call: ActivityCall) -> None:
         self._loop.create_future()  # it refuses an eviction
-        ref = f"{ROLLBACK}{self.count(ROLLBACK)}"
-        while ref in self._ids:  # taken by a manual id
-            ref = f"{ROLLBACK}{self.count(ROLLBACK)}"
+        ref = self._free_id(ROLLBACK, ROLLBACK)
         self._ids.add(ref)
         self.emit(h.COMPENSATION_REGISTERED, ref, {**self._attrs(call), "wants_result": False}, call.args)
 
@@ -201,12 +199,16 @@ class LiveInstance:
             attrs["priority"] = call.priority
         return attrs
 
+    def _free_id(self, prefix: str, counter: str) -> str:
+        """The next one that no manual id has taken."""
+        while (found := f"{prefix}{self.count(counter)}") in self._ids:
+            pass
+        return found
+
     def _take_id(self, call: ActivityCall) -> str:
         activity_id = call.activity_id
         if activity_id is None:
-            activity_id = f"{call.name}:{self.count(call.name)}"
-            while activity_id in self._ids:  # taken by a manual id
-                activity_id = f"{call.name}:{self.count(call.name)}"
+            activity_id = self._free_id(f"{call.name}:", call.name)
         elif activity_id in self._ids:
             raise DuplicateActivityIdError(
                 f"activity id {activity_id!r} is taken in instance {self.instance_id}; "
