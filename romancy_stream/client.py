@@ -18,7 +18,14 @@ from romancy_stream.errors import (
 )
 from romancy_stream.handle import Handle
 from romancy_stream.ids import uuid7_hex
-from romancy_stream.instances import ActivityView, DeadLetter, HistoryEntry, Page, WorkflowInstance, microseconds
+from romancy_stream.instances import (
+    ActivityView,
+    DeadLetter,
+    HistoryEntry,
+    Page,
+    WorkflowInstance,
+    microseconds_or_none,
+)
 from romancy_stream.operating import Operating
 from romancy_stream.publishing import Publishing
 from romancy_stream.registry import Registry
@@ -129,8 +136,8 @@ class BaseClient(Scheduling, Publishing, Operating):
                 workflow_name,
                 status,
                 instance_id,
-                _us(started_after),
-                _us(started_before),
+                microseconds_or_none(started_after),
+                microseconds_or_none(started_before),
                 parent_id=parent_id,
                 system=system,
                 limit=limit,
@@ -191,10 +198,6 @@ class BaseClient(Scheduling, Publishing, Operating):
         [sent] = await self._broker.send([OutRecord(topic, row.key or dlq_id.encode(), row.raw, headers)])
         await sent
         await self._store.mark_replayed(dlq_id, await self._store.now_us())
-
-
-def _us(when: datetime | None) -> int | None:
-    return None if when is None else microseconds(when)
 
 
 class Client(BaseClient):

@@ -26,6 +26,10 @@ def microseconds(when: datetime) -> int:
     return (when - _EPOCH) // timedelta(microseconds=1)
 
 
+def microseconds_or_none(when: datetime | None) -> int | None:
+    return None if when is None else microseconds(when)
+
+
 def _json(raw: bytes | None) -> Any:
     return None if raw is None else load_plain(raw, "a stored value")
 

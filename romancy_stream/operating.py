@@ -27,7 +27,7 @@ from romancy_stream.errors import (
     RomancyError,
 )
 from romancy_stream.ids import uuid7_hex
-from romancy_stream.instances import microseconds
+from romancy_stream.instances import microseconds_or_none
 from romancy_stream.options import checked_instance_id
 from romancy_stream.registry import Registry
 from romancy_stream.store.port import InstanceQuery
@@ -158,7 +158,7 @@ class Operating(Cancelling):
         **filters: Unpack[InstanceFilters],
     ) -> BulkResult:
         """As `delete`, for all finished instances that the filters find."""
-        query = replace(_query(finished=True, **filters), finished_before_us=_us(finished_before))
+        query = replace(_query(finished=True, **filters), finished_before_us=microseconds_or_none(finished_before))
         return await self._to_all(query, lambda each: self.delete(each, timeout=timeout), at_once)
 
     async def _to_all(self, query: InstanceQuery, do: Callable[[str], Awaitable[Any]], at_once: int) -> BulkResult:
@@ -262,16 +262,12 @@ def _query(
         workflow_name,
         status,
         instance_id,
-        _us(started_after),
-        _us(started_before),
+        microseconds_or_none(started_after),
+        microseconds_or_none(started_before),
         parent_id=parent_id,
         finished=finished,
         limit=PAGE_INSTANCES,
     )
-
-
-def _us(when: datetime | None) -> int | None:
-    return None if when is None else microseconds(when)
 
 
 async def _together(do: Callable[[str], Awaitable[Any]], ids: Sequence[str]) -> list[RomancyError | None]:

@@ -4,7 +4,7 @@ wait here for a batch, as records of `results` would wait in the broker. Values 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeGuard
 
 from romancy_stream.engine.commit import ActivityKey, EagerTask
 from romancy_stream.engine.inputs import Input, Received
@@ -58,7 +58,7 @@ class LocalResults:
 
     def give_back(self, inputs: Iterable[Input]) -> None:
         """Those of these inputs that came from here."""
-        self._waiting[:0] = [each for each in inputs if isinstance(each, Received) and is_local(each)]
+        self._waiting[:0] = [each for each in inputs if is_local(each)]
 
     def leave(self, owned: frozenset[int]) -> list[WireEvent]:
         """All that belong to other partitions; they are forgotten here."""
@@ -67,5 +67,5 @@ class LocalResults:
         return [each.event for each in gone if isinstance(each.event, WireEvent)]
 
 
-def is_local(one: Input) -> bool:
+def is_local(one: Input) -> TypeGuard[Received]:
     return isinstance(one, Received) and one.record.offset == LOCAL_OFFSET

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from romancy_stream.broker.port import TP, BatchSource, Record
 from romancy_stream.engine.commit import Commit, Mark
@@ -39,13 +39,12 @@ from romancy_stream.runtime.reporting import report
 from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.under_way import UnderWay, written
 from romancy_stream.runtime.vault import NO_VAULT, Vault
-from romancy_stream.store.database import seen
+from romancy_stream.store.database import finished
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import Topics, WireEvent
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 INPUTS_PER_COMMIT: Final = 2_000
 """Bounds a transaction, and how long the event loop is busy deciding (about 100 us an input)."""
@@ -205,7 +204,7 @@ class Processor:
         """What no broker brings: sweepers come upon it in the database. Returns those that are committed: not of
         partitions that are not owned any more, nor what spoils a batch. Raises what a batch raises; then the membership
         must end."""
-        return await _whole(self._feed(inputs))
+        return await finished(self._feed(inputs))
 
     async def _feed(self, inputs: Sequence[Input]) -> Sequence[Input]:
         async with self._turn():
@@ -220,7 +219,8 @@ class Processor:
         """Runs for ever; raises what a batch raises."""
         while True:
             await self._until_something_is_due()
-            await _whole(self._look())
+            # To its end also where this is cancelled: a decision that was thrown away would fence off all after it.
+            await finished(self._look())
             await self._hint()
 
     async def _look(self) -> None:
@@ -555,14 +555,6 @@ class Processor:
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)
-
-
-async def _whole(turn: Coroutine[Any, Any, T]) -> T:
-    """Ends also where who waits for it is cancelled: what was decided would be thrown away, and all that comes after be
-    fenced off by ourselves."""
-    task = asyncio.ensure_future(turn)
-    task.add_done_callback(seen)
-    return await asyncio.shield(task)
 
 
 def _require_ours(snapshots: Iterable[PartitionSnapshot], epochs: Mapping[int, int]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.commit import OutboxRow
 from romancy_stream.errors import RecordRefusedError
+from romancy_stream.wire.codec import header_bytes
 from romancy_stream.wire.record import OutRecord
 
 log = logging.getLogger(__name__)
@@ -208,8 +209,7 @@ class Relay:
 
 
 def _record(row: OutboxRow) -> OutRecord:
-    headers = [(name, value.encode()) for name, value in row.headers]
-    return OutRecord(row.topic, row.key.encode(), row.value, headers, row.to_partition)
+    return OutRecord(row.topic, row.key.encode(), row.value, header_bytes(row.headers), row.to_partition)
 
 
 def _ranges(positions: list[int]) -> list[tuple[int, int]]:

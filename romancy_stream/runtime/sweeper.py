@@ -15,6 +15,7 @@ from romancy_stream.engine.core import EngineCore
 from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store, WorkerOutboxRow
+from romancy_stream.wire.codec import header_bytes
 from romancy_stream.wire.record import OutRecord
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,7 @@ class Sweeper:
     async def _send(self, rows: Sequence[WorkerOutboxRow], refused: set[Key]) -> list[Key]:
         """Those that were acknowledged."""
         ordered = sorted(rows, key=_key)
-        records = [
-            OutRecord(row.topic, row.key.encode(), row.value, [(name, value.encode()) for name, value in row.headers])
-            for row in ordered
-        ]
+        records = [OutRecord(row.topic, row.key.encode(), row.value, header_bytes(row.headers)) for row in ordered]
         futures = await self._broker.send(records)
         answers = await asyncio.gather(*futures, return_exceptions=True)
         done = []
