@@ -29,6 +29,8 @@ from romancy_stream.workflow import Workflow
 NAMESPACE = "shop"
 START_US = 1_700_000_000_000_000
 Answer = Callable[[dict[str, str], list[Any]], Any]
+_open: list[World] = []
+"""Made since `close_worlds`."""
 
 
 class World(Tables):
@@ -53,8 +55,13 @@ class World(Tables):
         self.attempts: list[tuple[str, int, int]] = []  # activity id, attempt, when
         self._offsets = itertools.count()
         self.core = self._new_core()
+        _open.append(self)
 
     # -- life ----------------------------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """Ends the code of all instances; nothing is lost by it."""
+        self.core.drop(self.core.owned)
+
     def _new_core(self) -> EngineCore:
         core = EngineCore(self.config, self.workflows)
         for start in self.starts():
@@ -64,7 +71,7 @@ class World(Tables):
     def restart(self, *workflows: Workflow[Any, Any]) -> None:
         """A new process, with other code where `workflows` are given."""
         self.workflows.update({each.name: each for each in workflows})
-        self.core.drop(self.core.owned)
+        self.stop()
         self.core = self._new_core()
         parked = [row for row in self.instances.values() if row.parked is not None]
         if parked:
@@ -205,3 +212,9 @@ class World(Tables):
                 timers[instance_id, state.run, timer_id] = state.timer_row(timer_id)
         assert activities == self.activities
         assert timers == self.timers
+
+
+def close_worlds() -> None:
+    """After each test, see `tidying`."""
+    while _open:
+        _open.pop().stop()
