@@ -11,64 +11,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from romancy_stream import App, CommitUnknownError, FencedError, RetryPolicy, WorkflowContext
-from romancy_stream.engine.commit import Commit
+from romancy_stream import FencedError, RetryPolicy
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.store.port import PartitionSnapshot
-from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.record import TP, OutRecord, Record
 from tests.support import eventually
+from tests.support.gated import GatedStore, gated_app
 
 PATIENCE_S = 120
 MARKER = b"a marker"
-
-
-class GatedStore(SqlStore):
-    """Commits wait at a gate while it is shut. With `breaks`, the next one is lost on its way, and nobody is told."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.waiting = asyncio.Event()
-        self.breaks = False
-
-    async def commit(self, commit: Commit) -> int:
-        if self.breaks:
-            self.breaks = False
-            raise CommitUnknownError("the connection broke")
-        if not self.gate.is_set():
-            self.waiting.set()
-            await self.gate.wait()
-        return await super().commit(commit)
-
-
-class GatedApp(App):
-    store: GatedStore
-
-    def make_store(self) -> SqlStore:
-        self.store = GatedStore(self.database_url)
-        return self.store
-
-
-def program(folder: Path, ran: list[str], *, eager: bool = True) -> GatedApp:
-    places: dict[str, str] = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
-    app = GatedApp("gated", **places, partitions=1, eager=eager)
-
-    @app.activity
-    async def greet(name: str) -> str:
-        ran.append(name)
-        return f"hello {name}"
-
-    @app.workflow
-    async def hello(ctx: WorkflowContext, name: str) -> str:
-        ctx.publish_event(type="hello.asked", data=name)
-        return await greet(name)
-
-    return app
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -87,7 +41,7 @@ async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(
     def markers(count: int) -> bool:
         return seen.count(MARKER) == count
 
-    app = program(tmp_path, ran, eager=eager)
+    app = gated_app(tmp_path, ran, eager=eager)
     async with app:
         await app.wait_assigned()
         topics = [app.topics.events, app.topics.tasks("default")]
@@ -116,10 +70,10 @@ async def test_nothing_leaves_the_process_before_the_commit_that_decided_it(
 async def test_where_to_read_on_commits_with_what_was_read(tmp_path: Path) -> None:
     """A second life reads nothing that the first one took in, and misses nothing that came in between."""
     ran: list[str] = []
-    async with program(tmp_path, ran):
+    async with gated_app(tmp_path, ran):
         pass  # makes topics and tables
     for name in ("Ada", "Bob"):
-        app = program(tmp_path, ran)
+        app = gated_app(tmp_path, ran)
         async with app.client() as client:
             await client.start_by_name("hello", name, instance_id=name)
         async with app:
@@ -132,7 +86,7 @@ async def test_where_to_read_on_commits_with_what_was_read(tmp_path: Path) -> No
 
 async def test_who_is_no_member_any_more_loads_nothing(tmp_path: Path) -> None:
     """Between the assignment and the new epoch the group may have moved on."""
-    app = program(tmp_path, [])
+    app = gated_app(tmp_path, [])
     async with app:
         pass  # makes topics and tables
     store, broker = app.make_store(), app.make_broker()
@@ -166,7 +120,7 @@ class OvertakenStore(GatedStore):
 
 
 async def test_who_was_overtaken_while_loading_does_not_share_the_new_owners_epoch(tmp_path: Path) -> None:
-    app = program(tmp_path, [])
+    app = gated_app(tmp_path, [])
     async with app:
         pass  # makes topics and tables
     store, broker = OvertakenStore(app.database_url), app.make_broker()
@@ -186,8 +140,8 @@ async def test_who_was_overtaken_while_loading_does_not_share_the_new_owners_epo
 
 async def test_a_lost_commit_is_not_taken_for_that_of_another_owner(tmp_path: Path) -> None:
     """The commit number has moved on by one, as it would have with ours."""
-    app = program(tmp_path, [])
-    app.make_store = lambda: _kept(app, OvertakenStore(app.database_url))  # type: ignore[method-assign]
+    app = gated_app(tmp_path, [])
+    app.store_class = OvertakenStore
     async with app:
         await app.wait_assigned()
         assert isinstance(app.store, OvertakenStore)
@@ -196,8 +150,3 @@ async def test_a_lost_commit_is_not_taken_for_that_of_another_owner(tmp_path: Pa
         assert await handle.result(timeout=PATIENCE_S) == "hello Ada"
         assert not app.store.breaks
         assert not app.store.overtaken
-
-
-def _kept(app: GatedApp, store: GatedStore) -> GatedStore:
-    app.store = store
-    return store

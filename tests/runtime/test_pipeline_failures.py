@@ -8,13 +8,14 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from romancy_stream import App, BrokerUnavailableError, RetryPolicy, StoreUnavailableError, WorkflowContext
+from romancy_stream import App, BrokerUnavailableError, RetryPolicy, StoreUnavailableError
 from romancy_stream.broker.embedded import EmbeddedBroker
 from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import Commit, EagerTask, ItemRow, MemberRow, OutboxRow
@@ -31,44 +32,34 @@ from romancy_stream.wire.codec import encode, new_event_time
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.record import TP, Record
 from tests.support import eventually
+from tests.support.gated import GatedStore, concerns, gated_app, refuse
 from tests.support.modules import REPO
 
 PATIENCE_S = 90
 
 
-class Store(SqlStore):
+class Store(GatedStore):
+    """After the first takeover, `away` look-ups fail, and with `hangs` they wait for it."""
+
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.gate, self.waiting = asyncio.Event(), asyncio.Event()
-        self.gate.set()
-        self.bad: Callable[[Commit], Exception | None] = lambda commit: None
-        self.away = 0  # so many look-ups fail
+        self.away = 0
         self.hangs: asyncio.Event | None = None
         self.hanging = asyncio.Event()
-        self.armed = False  # `away` and `hangs` count only from the takeover that follows
-        self.tookover = 0
+        self._takeovers = 0
 
     async def take_over(self, parts: Sequence[int], owner: str) -> Any:
-        self.tookover += 1
+        self._takeovers += 1
         return await super().take_over(parts, owner)
 
-    async def known(self, ids: Sequence[str]) -> Known:
-        if self.tookover > 1 and self.away:
+    async def known(self, instance_ids: Sequence[str]) -> Known:
+        if self._takeovers > 1 and self.away:
             self.away -= 1
             raise StoreUnavailableError("away for a moment")
-        if self.tookover > 1 and self.hangs is not None:
+        if self._takeovers > 1 and self.hangs is not None:
             self.hanging.set()
             await self.hangs.wait()
-        return await super().known(ids)
-
-    async def commit(self, commit: Commit) -> int:
-        if not self.gate.is_set():
-            self.waiting.set()
-            await self.gate.wait()
-        error = self.bad(commit)
-        if error is not None:
-            raise error
-        return await super().commit(commit)
+        return await super().known(instance_ids)
 
 
 class Local:
@@ -97,17 +88,7 @@ class Local:
 
 @contextlib.asynccontextmanager
 async def engine(folder: Path, local: Any = None, cached: int = 1_000) -> AsyncIterator[tuple[Processor, Store, App]]:
-    places = {"broker": f"embedded://{folder / 'log'}", "database": f"sqlite:///{folder / 'state.db'}"}
-    app = App("review", broker=places["broker"], database=places["database"], partitions=1)
-
-    @app.activity
-    async def greet(name: str) -> str:
-        return name
-
-    @app.workflow
-    async def hello(ctx: WorkflowContext, name: str) -> str:
-        return await greet(name)
-
+    app = gated_app(folder, [])
     async with app:
         pass
     store, broker = Store(app.database_url), app.make_broker()
@@ -124,6 +105,7 @@ async def engine(folder: Path, local: Any = None, cached: int = 1_000) -> AsyncI
         store.bad = lambda commit: None
         with contextlib.suppress(Exception):
             await processor.close()
+        core.drop(core.owned)
         await relay.close()
         await broker.close()
         await store.close()
@@ -150,12 +132,11 @@ async def there(store: Store) -> tuple[set[str], set[str], int]:
     return ids, refused, offset
 
 
-def begins(commit: Commit, *names: str) -> bool:
-    return any(e.kind == h.WORKFLOW_STARTED and e.instance_id in names for e in commit.history)
-
-
 def refusing(*names: str) -> Callable[[Commit], Exception | None]:
-    return lambda commit: RuntimeError("the database refuses this row") if begins(commit, *names) else None
+    return refuse(begins(*names))
+
+
+begins = partial(concerns, h.WORKFLOW_STARTED)
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +164,8 @@ async def test_inputs_of_a_commit_that_failed_are_not_passed_by(tmp_path: Path, 
         await store.waiting.wait()
         store.away = 1
         if holder == "expiry":
-            first = asyncio.create_task(processor.feed([Outlived(0, "nobody", 0)]))  # Expiry.run goes on after this
+            # Expiry.run goes on after this.
+            first: asyncio.Task[Any] = asyncio.create_task(processor.feed([Outlived(0, "nobody", 0)]))
         else:
             first = asyncio.create_task(processor.run_timers())
         store.gate.set()
@@ -264,7 +246,8 @@ async def test_a_failure_that_is_swallowed_ends_the_membership_all_the_same(tmp_
     """Sweepers go on after it; the inputs belong to a batch that has returned, and nobody would bring them again."""
     async with engine(tmp_path) as (processor, store, app):
         store.gate.clear()
-        store.bad = lambda commit: StoreUnavailableError("away") if begins(commit, "ada") else None
+        beginning = begins("ada")
+        store.bad = lambda commit: StoreUnavailableError("away") if beginning(commit) else None
         timers = asyncio.create_task(processor.run_timers())
         await processor.on_batch(starts(app, 0, "ada"))
         await store.waiting.wait()
@@ -288,7 +271,7 @@ async def test_what_feed_calls_committed_is_committed(tmp_path: Path) -> None:
         original = SqlStore.commit
 
         async def commit(commit_: Commit) -> int:
-            if begins(commit_, "bob") and not begins(commit_, "ada"):
+            if begins("bob")(commit_) and not begins("ada")(commit_):
                 store.waiting.set()
                 await held.wait()
             error = store.bad(commit_)
@@ -296,7 +279,7 @@ async def test_what_feed_calls_committed_is_committed(tmp_path: Path) -> None:
                 raise error
             return await original(store, commit_)
 
-        store.commit = commit  # type: ignore[method-assign]
+        store.commit = commit  # type: ignore[method-assign,assignment]
         await processor.on_batch(starts(app, 0, "ada", "bob"))
         closing = asyncio.create_task(processor.close())
         await store.waiting.wait()
