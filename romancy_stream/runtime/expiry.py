@@ -1,24 +1,29 @@
 """What grows old in the owned partitions: events and messages that nobody took in time and instances that have been
 finished for long, which the core is told of, and rows that only remember (which messages were taken in, which instances
-were deleted), which are forgotten here. Looks for them once in a while; decides nothing."""
+were deleted), which are forgotten here. Looks for them once in a while, or when the next of them is due where nothing
+happens; decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Final
 
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import Input, ItemExpired, Outlived
 from romancy_stream.errors import StoreUnavailableError
+from romancy_stream.runtime.rest import Rest
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 60.0
-"""Nobody is given what is too old, whether it was swept or not: this is about space."""
+"""While something happens. Nobody is given what is too old, whether it was swept or not: this is about space."""
+LOOK_AT_LEAST_S: Final = 86_400.0
+"""While nothing happens, and nothing becomes too old for longer: clocks drift, and machines sleep."""
 ROWS_AT_ONCE: Final = 1_000
 DEDUP_WINDOW_S: Final = 7 * 86_400.0
 TOMBSTONES_S: Final = 30 * 86_400.0
@@ -48,13 +53,16 @@ class Expiry:
         self._dedup_window_s = dedup_window_s
         self._retention_s = retention_s
         self._at_once = RETIRED_AT_ONCE[0]
+        self.rest = Rest()
 
     async def run(self, feed: Feed) -> None:
         """For ever. `feed` takes inputs for the core and returns those that are committed; raises what it raises."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await self.rest.pause(LOOK_EVERY_S)
             try:
                 await self.sweep(feed)
+                if not self.rest.stirred:
+                    await self.rest.sleep(min(await self._due_s(), LOOK_AT_LEAST_S))
             except StoreUnavailableError as error:
                 log.warning("what is too old stays for now: %s", error)
 
@@ -65,6 +73,23 @@ class Expiry:
         await self._forget(self._store.forget_tombstones, now_us - round(TOMBSTONES_S * 1_000_000))
         if self._retention_s is not None:
             await self._retire(feed, now_us - round(self._retention_s * 1_000_000))
+
+    async def _due_s(self) -> float:
+        """Until something of what is there now becomes too old; less than nothing for what is so already and could not
+        be removed."""
+        parts = sorted(self._core.owned)
+        if not parts:
+            return inf
+        oldest = await finished(self._store.oldest(parts))
+        retention_s = inf if self._retention_s is None else self._retention_s
+        kept = (
+            (oldest.expires_us, 0.0),
+            (oldest.intake_us, self._dedup_window_s),
+            (oldest.tombstone_us, TOMBSTONES_S),
+            (oldest.finished_us, retention_s),
+        )
+        due_s = [(at_us - oldest.now_us) / 1_000_000 + for_s for at_us, for_s in kept if at_us is not None]
+        return min(due_s, default=inf)
 
     async def _expire(self, feed: Feed) -> None:
         full = True

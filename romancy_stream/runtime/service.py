@@ -68,6 +68,7 @@ class EngineService:
         self._sweeper = Sweeper(self.core, store, broker)
         self._lapses = Lapses(self.core, store)
         self._expiry = Expiry(self.core, store, dedup_window_s, retention_s)
+        self._rests = (self._sweeper.rest, self._lapses.rest, self._expiry.rest)
         self._owned: frozenset[int] = frozenset()
         self._relay: Relay | None = None
         self._assigned = asyncio.Event()
@@ -155,13 +156,16 @@ class EngineService:
 
     def _committed(self, commit: Commit) -> None:
         self._progress = True
+        for rest in self._rests:
+            rest.stir()
         self._on_commit(commit)
 
     def _set_owned(self, owned: frozenset[int]) -> None:
+        self._sweeper.rest.hurry()
+        self._lapses.rest.hurry()
+        self._expiry.rest.stir()
         if owned != self._owned:
             self._owned = owned
-            self._sweeper.ownership_changed()
-            self._lapses.ownership_changed()
             self._on_ownership()
         if owned:
             self._assigned.set()

@@ -5,7 +5,6 @@ while activities are under way."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
+from romancy_stream.runtime.rest import Rest
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store, WorkerOutboxRow
 from romancy_stream.wire.codec import header_bytes
@@ -36,27 +36,25 @@ class Sweeper:
         self._core = core
         self._store = store
         self._broker = broker
-        self._now = asyncio.Event()
-
-    def ownership_changed(self) -> None:
-        self._now.set()
+        self.rest = Rest()
 
     async def run(self) -> None:
-        """For ever. An idle engine, with no instance open, asks the database nothing, but for a second look after a
-        takeover: what its predecessor left may have been too young for the first."""
-        look_again = False
+        """For ever, while attempts are open: what an orphan holds is the end of one. After a takeover once more in any
+        case: what its predecessor left may have been too young for the first look."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_EVERY_S):
-                    await self._now.wait()
-            fresh = self._now.is_set()
-            self._now.clear()
-            if self._core.owned and (fresh or look_again or self._core.cached):
-                try:
+            fresh = await self.rest.pause(SWEEP_EVERY_S)
+            try:
+                if self._core.owned:
                     await self.sweep()
-                except (StoreUnavailableError, BrokerUnavailableError) as error:
-                    log.warning("orphaned results stay where they are for now: %s", error)
-            look_again = fresh
+                if not fresh and not self.rest.stirred and not await self._may_come():
+                    await self.rest.sleep()
+            except (StoreUnavailableError, BrokerUnavailableError) as error:
+                log.warning("orphaned results stay where they are for now: %s", error)
+
+    async def _may_come(self) -> bool:
+        """Something, before the next commit."""
+        parts = sorted(self._core.owned)
+        return bool(parts) and await finished(self._store.open_attempts(parts))
 
     async def sweep(self, older_than_s: float | None = None) -> int:
         """Rows older than OWN_TIME_S, or than that; returns how many were sent. What the broker refuses is left, and

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Table, and_, delete, or_, select
+from sqlalchemy import Column, ScalarSelect, Table, and_, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.store.clocks import clock
 from romancy_stream.store.database import Database, finished
 from romancy_stream.store.keys import KEYS_PER_STATEMENT, any_of, chunks
-from romancy_stream.store.tables import activity_results, instances, intake, items, tombstones
+from romancy_stream.store.port import Oldest
+from romancy_stream.store.tables import activity_results, instances, intake, items, partitions, tombstones
 
 
 class Aging:
@@ -46,6 +47,14 @@ class Aging:
         """And what a worker has recorded for such an instance at the moment of its deletion: by now it is over."""
         return await finished(self._forget(tombstones, parts, before_us, limit, _forget_late_results))
 
+    async def oldest(self, parts: Sequence[int]) -> Oldest:
+        """One step into an index for each table and partition."""
+        ages = (items.c.expires_us, intake.c.at_us, tombstones.c.at_us, instances.c.finished_us)
+        found = select(clock(self.db.dialect), *(func.min(_first_of_part(age)) for age in ages))
+        async with self.db.reading("look for what is oldest") as connection:
+            row = (await connection.execute(found.where(partitions.c.part.in_(parts)))).one()
+        return Oldest(row[0], row[1], row[2], row[3], row[4])
+
     async def _forget(
         self,
         table: Table,
@@ -62,6 +71,11 @@ class Aging:
                 await first(connection, found)
             keys = sorted(tuple(row._mapping[column] for column in key) for row in found)
             return await _deleted(connection, table, key, keys, before_us)
+
+
+def _first_of_part(age: Column[int]) -> ScalarSelect[int]:
+    first = select(age).where(age.table.c.part == partitions.c.part, age.is_not(None)).order_by(age).limit(1)
+    return first.correlate(partitions).scalar_subquery()
 
 
 async def _forget_late_results(connection: AsyncConnection, found: Sequence[Any]) -> None:

@@ -10,17 +10,27 @@ from sqlalchemy import ColumnElement, and_, case, delete, exists, literal, or_, 
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from romancy_stream.engine.commit import ActivityKey, Heartbeat
+from romancy_stream.engine.commit import COMPENSATING, RUNNING, ActivityKey, Heartbeat
 from romancy_stream.store import selects
 from romancy_stream.store.clocks import clock
 from romancy_stream.store.database import MYSQL, POSTGRESQL, Database, finished
 from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, activity_key, any_of, chunks
 from romancy_stream.store.port import Detached
-from romancy_stream.store.tables import activity_results, detached, heartbeats, leases, tombstones
+from romancy_stream.store.tables import (
+    activities,
+    activity_results,
+    detached,
+    heartbeats,
+    instances,
+    leases,
+    tombstones,
+)
 from romancy_stream.store.writes import CLOSED, text_of
 
 LEASES_KEPT_US: Final = 24 * 3600 * 1_000_000  # over and done with, but somebody may want to see who worked here
 LEASES_FORGOTTEN_AT_ONCE: Final = 100  # per renewal: each process leaves one behind
+WITH_ATTEMPTS: Final = (RUNNING, COMPENSATING)
+"""What an instance is, whatever else it waits for, while one of its activities is open."""
 
 _US_PER_S: Final = 1_000_000
 
@@ -144,6 +154,21 @@ class LongAttempts:
         )
         async with self.db.reading("look for lapsed leases") as connection:
             return [_detached(row) for row in await connection.execute(found)]
+
+    async def open_attempts(self, parts: Sequence[int]) -> bool:
+        of_run = and_(activities.c.instance_id == instances.c.instance_id, activities.c.run == instances.c.run)
+        under_way = exists().where(of_run, activities.c.finished_us.is_(None))
+        open_here = (  # an index finds the few that have one of these
+            select(instances.c.instance_id)
+            .where(instances.c.status.in_(WITH_ATTEMPTS), instances.c.part.in_(parts), under_way)
+            .limit(1)
+        )
+        detached_here = select(detached.c.instance_id).where(detached.c.part.in_(parts)).limit(1)
+        async with self.db.reading("look for open attempts") as connection:
+            for found in (detached_here, open_here):
+                if (await connection.execute(found)).first() is not None:
+                    return True
+            return False
 
 
 async def _closed(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> set[ActivityKey]:

@@ -144,6 +144,18 @@ class OpenVersion:
     parked: int
 
 
+@dataclass(frozen=True, slots=True)
+class Oldest:
+    """Of what grows old in some partitions, None where there is nothing: when the first item expires, and when the
+    first message was taken in, the first instance deleted, the first one finished. `now_us`: the database's clock."""
+
+    now_us: int
+    expires_us: int | None
+    intake_us: int | None
+    tombstone_us: int | None
+    finished_us: int | None
+
+
 class Store(Protocol):
     # -- life cycle
     async def open(self) -> None: ...
@@ -230,6 +242,11 @@ class Store(Protocol):
         """Detached attempts whose worker's lease has run out, or is not there."""
         ...
 
+    async def open_attempts(self, parts: Sequence[int]) -> bool:
+        """Whether a worker may have an attempt of an instance there, or one is recorded as detached. Where not, none
+        comes before the next commit of the partition's owner."""
+        ...
+
     # -- what grows old: each at most `limit`, oldest first
     async def expired_items(self, parts: Sequence[int], limit: int) -> Sequence[tuple[int, str, int]]:
         """(part, entity, seq) of items whose time is over."""
@@ -241,6 +258,7 @@ class Store(Protocol):
 
     async def forget_intake(self, parts: Sequence[int], before_us: int, limit: int) -> int: ...
     async def forget_tombstones(self, parts: Sequence[int], before_us: int, limit: int) -> int: ...
+    async def oldest(self, parts: Sequence[int]) -> Oldest: ...
 
     # -- activity results (see the rule "giving up on an activity")
     async def close_activities(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:

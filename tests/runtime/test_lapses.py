@@ -142,5 +142,5 @@ async def test_a_new_owner_looks_at_once(store: SqlStore, monkeypatch: pytest.Mo
     monkeypatch.setattr(lapses, "LOOK_EVERY_S", 3_600.0)
     await store.detach([MINE], -1)
     async with Looking(store) as looking:
-        looking.lapses.ownership_changed()
+        looking.lapses.rest.hurry()
         await eventually(lambda: looking.fed)

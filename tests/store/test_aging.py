@@ -40,6 +40,26 @@ async def test_instances_that_ended_before(store: SqlStore) -> None:
     assert await store.finished_before([2], 2**62, 10) == []
 
 
+async def test_the_oldest_of_each_sort(store: SqlStore) -> None:
+    before_us = await store.now_us()
+    found = await store.oldest([0, 1, 2])
+    assert before_us <= found.now_us <= await store.now_us()
+    assert (found.expires_us, found.intake_us, found.tombstone_us, found.finished_us) == (None,) * 4
+    await committed(
+        store,
+        await owned(store, 0),
+        items=[item(n, part=n, expires_us=us) for n, us in ((0, None), (1, 70), (2, 50), (3, 5))],
+        intake=[(part, f"d{at_us}", at_us) for part, at_us in ((0, 30), (0, 40), (1, 35), (3, 6))],
+        deleted=[tombstone(f"t-{at_us}", part=part, at_us=at_us) for part, at_us in ((2, 20), (1, 25), (3, 7))],
+        instances=[
+            instance("open"),
+            *(instance(f"i-{us}", part=part, finished_us=us) for part, us in ((1, 90), (2, 80), (3, 8))),
+        ],
+    )
+    found = await store.oldest([0, 1, 2])
+    assert (found.expires_us, found.intake_us, found.tombstone_us, found.finished_us) == (50, 30, 20, 80)
+
+
 async def test_what_a_worker_recorded_of_a_deleted_run_goes_with_its_tombstone(store: SqlStore) -> None:
     marks = await owned(store, 0)
     await committed(store, marks, deleted=[tombstone("gone", run=2, at_us=5), tombstone("young", run=1, at_us=50)])

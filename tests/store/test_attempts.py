@@ -10,7 +10,7 @@ from romancy_stream.store.attempts import LEASES_FORGOTTEN_AT_ONCE, LEASES_KEPT_
 from romancy_stream.store.port import Detached
 from romancy_stream.store.sql import SqlStore
 from tests.store.conftest import Another
-from tests.store.writing import committed, execute, owned, rows, tombstone
+from tests.store.writing import activity, committed, execute, instance, owned, rows, tombstone
 
 KEY = ActivityKey("o-1", 1, "copy:1")
 OTHER = ActivityKey("o-1", 1, "copy:2")
@@ -131,3 +131,25 @@ async def test_a_commit_that_deletes_an_instance_takes_its_attempts_along(store:
     await store.beat(KEY, 1, None)
     await store.commit(Commit(marks=await owned(store, 0), deleted=[tombstone("o-1")]))
     assert await rows(store, tables.detached) == await rows(store, tables.heartbeats) == []
+
+
+async def test_whether_an_attempt_may_be_under_way(store: SqlStore) -> None:
+    """Of the current run, in one of these partitions; or detached, whatever became of it."""
+    marks = await owned(store, 0)
+    assert not await store.open_attempts([0, 1, 2, 3])
+    over = activity("o-1", "charge:0", status="completed", finished_us=9)
+    quiet = [instance("waits", status="waiting_for_event"), instance("parent"), instance("o-1", part=1)]
+    marks = await committed(
+        store, marks, instances=quiet, activities=[over, activity("o-1", run=0), activity("elsewhere")]
+    )
+    assert not await store.open_attempts([0, 1, 2, 3])
+    for status in ("running", "compensating"):
+        begun = {"instances": [instance("o-1", part=1, status=status)], "activities": [activity("o-1")]}
+        marks = await committed(store, marks, **begun)
+        assert await store.open_attempts([1, 2])
+        assert not await store.open_attempts([0, 2, 3])
+    marks = await committed(store, marks, activities=[activity("o-1", status="completed", finished_us=9)])
+    assert not await store.open_attempts([1])
+    await store.detach([Detached(KEY, 1, 2, "worker-a")], 60)
+    assert await store.open_attempts([1, 2])
+    assert not await store.open_attempts([1, 3])
