@@ -68,14 +68,22 @@ demo: venv ## see it work: examples/demo.py
 
 bench: venv ## how fast it is here, beside a program without an engine: about 5 minutes, and a table
 	$(BIN)/python -m benchmarks.throughput > $(FIGURES)
+	$(BIN)/python -m benchmarks.throughput --eager >> $(FIGURES)
 	$(BIN)/python -m benchmarks.throughput --broker embedded --database sqlite >> $(FIGURES)
 	$(BIN)/python -m benchmarks.latency >> $(FIGURES)
+	$(BIN)/python -m benchmarks.latency --eager >> $(FIGURES)
 	$(BIN)/python -m benchmarks.latency --broker embedded --database sqlite >> $(FIGURES)
 	$(BIN)/python -m benchmarks.shapes --runs 3 >> $(FIGURES)
 	$(BIN)/python -m benchmarks.shapes --runs 3 --broker embedded --database sqlite --shapes $(BRIEF_SHAPES) >> $(FIGURES)
 	@$(BIN)/python -m benchmarks.table $(FIGURES)
 
-bench-all: bench ## the same, and all that takes long: memory, a million instances, takeovers, idling, other engines
+bench-all: bench ## the same, and all that takes long: memory, a million instances, sizing, takeovers, other engines
+	$(BIN)/python -m benchmarks.engines >> $(FIGURES)
+	$(BIN)/python -m benchmarks.engines --eager >> $(FIGURES)
+	$(BIN)/python -m benchmarks.transactions >> $(FIGURES)
+	$(BIN)/python -m benchmarks.transactions --broker embedded --database sqlite >> $(FIGURES)
+	$(BIN)/python -m benchmarks.capacity >> $(FIGURES)
+	$(BIN)/python -m benchmarks.capacity --eager >> $(FIGURES)
 	$(BIN)/python -m benchmarks.memory >> $(FIGURES)
 	$(BIN)/python -m benchmarks.population >> $(FIGURES)
 	$(BIN)/python -m benchmarks.takeover >> $(FIGURES)

@@ -1,13 +1,18 @@
-"""The workflows that are measured; their steps do nothing. Where they run comes from ROMANCY_NAMESPACE, ROMANCY_BROKER
-and ROMANCY_DATABASE, so that the same app is engine, worker and client, each in its process."""
+"""The workflows that are measured; their steps do nothing, or write one row. Where they run comes from
+ROMANCY_NAMESPACE, ROMANCY_BROKER and ROMANCY_DATABASE, so that the same app is engine, worker and client, each in its
+process."""
 
 import asyncio
+import os
 from typing import Any
 
-from benchmarks.settings import PARTITIONS
-from romancy_stream import App, TerminalError, WorkflowContext
+from sqlalchemy import String, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-app = App(partitions=PARTITIONS)
+from benchmarks.settings import PARTITIONS, PARTITIONS_VARIABLE
+from romancy_stream import ActivityContext, App, TerminalError, WorkflowContext
+
+app = App(partitions=int(os.environ.get(PARTITIONS_VARIABLE, PARTITIONS)))
 
 
 @app.activity
@@ -53,3 +58,47 @@ async def order(ctx: WorkflowContext, placed: dict[str, Any]) -> int:
     if placed["fate"] == "refused":
         raise TerminalError("out of stock")
     return number
+
+
+# -- with a transaction each -----------------------------------------------------------------------------------------
+class Base(DeclarativeBase):
+    pass
+
+
+class Booking(Base):
+    __tablename__ = "bench_bookings"
+
+    number: Mapped[str] = mapped_column(String(80), primary_key=True)
+    amount: Mapped[int]
+
+
+@app.activity
+async def make_table(ctx: ActivityContext) -> None:
+    connection = await ctx.session.connection()
+    await connection.run_sync(Base.metadata.create_all)
+
+
+@app.activity
+async def book(ctx: ActivityContext, number: str, amount: int) -> None:
+    ctx.session.add(Booking(number=number, amount=amount))
+    ctx.publish_event(type="bench.booked", data={"number": number, "amount": amount})
+
+
+@app.activity
+async def count_bookings(ctx: ActivityContext) -> int:
+    return await ctx.session.scalar(select(func.count()).select_from(Booking)) or 0
+
+
+@app.workflow
+async def open_books(ctx: WorkflowContext) -> None:
+    await make_table()
+
+
+@app.workflow
+async def book_many(ctx: WorkflowContext, count: int) -> None:
+    await asyncio.gather(*(book(f"{ctx.instance_id}/{number}", number) for number in range(count)))
+
+
+@app.workflow
+async def count_books(ctx: WorkflowContext) -> int:
+    return await count_bookings()

@@ -8,7 +8,18 @@ import time
 from typing import Final
 
 from benchmarks import filling
-from benchmarks.app import app, order, parallel_steps, sequential_steps, sleep_until_due, three_steps, wait_for_go
+from benchmarks.app import (
+    app,
+    book_many,
+    count_books,
+    open_books,
+    order,
+    parallel_steps,
+    sequential_steps,
+    sleep_until_due,
+    three_steps,
+    wait_for_go,
+)
 from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
 from benchmarks.reading import Reading
@@ -18,6 +29,8 @@ from romancy_stream.client import BaseClient
 from romancy_stream.handle import Handle
 
 STEP_ENDED: Final = "activity.completed"
+BOOKINGS_EACH: Final = 10
+"""Activities of an instance that all run at once."""
 
 
 class EngineDriver(Reading):
@@ -84,6 +97,44 @@ class EngineDriver(Reading):
         await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
         return {"wall_s": time.time() - due_s}
 
+    async def chains(self, count: int, steps: int) -> dict[str, float]:
+        """As many workflows at once, of as many steps one after another."""
+        begun_s = time.perf_counter()
+        handles: list[Handle[int]] = []
+        for first in range(0, count, STARTS_AT_ONCE):
+            number = min(STARTS_AT_ONCE, count - first)
+            handles += await asyncio.gather(*(self._client.start(sequential_steps, steps) for _ in range(number)))
+        results = await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
+        assert results == [steps] * count
+        return {"wall_s": time.perf_counter() - begun_s}
+
+    async def single_chains(self, count: int, steps: int) -> dict[str, float]:
+        """The same, one workflow at a time."""
+        begun_s = time.perf_counter()
+        for _ in range(count):
+            handle = await self._client.start(sequential_steps, steps)
+            assert await handle.result(timeout=ANSWER_LIMIT_S) == steps
+        return {"wall_s": time.perf_counter() - begun_s}
+
+    # -- activities with a transaction -------------------------------------------------------------------------------
+    async def open_books(self) -> dict[str, float]:
+        await (await self._client.start(open_books)).result(timeout=ANSWER_LIMIT_S)
+        return {}
+
+    async def bookings(self, count: int) -> dict[str, float]:
+        """As many activities, in instances of some; then looks whether each has written one row."""
+        before = await self._booked()
+        begun_s = time.perf_counter()
+        numbers = [min(BOOKINGS_EACH, count - first) for first in range(0, count, BOOKINGS_EACH)]
+        handles = await asyncio.gather(*(self._client.start(book_many, number) for number in numbers))
+        await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
+        wall_s = time.perf_counter() - begun_s
+        assert await self._booked() == before + count
+        return {"wall_s": wall_s}
+
+    async def _booked(self) -> int:
+        return await (await self._client.start(count_books)).result(timeout=ANSWER_LIMIT_S)
+
     # -- tables with many instances --------------------------------------------------------------------------------
     async def models(self, _: int) -> dict[str, float]:
         """One instance of each fate, for `filling` to copy."""
@@ -98,7 +149,7 @@ class EngineDriver(Reading):
         for first in range(0, count, STARTS_AT_ONCE):
             number = min(STARTS_AT_ONCE, count - first)
             self._asleep += await asyncio.gather(*(self._client.start(wait_for_go) for _ in range(number)))
-        await self._until(count, "waiting_for_event")
+        await self._until(len(self._asleep), "waiting_for_event")
         return {}
 
     async def wake(self, count: int) -> dict[str, float]:

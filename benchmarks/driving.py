@@ -21,19 +21,20 @@ class Driver(Protocol):
 
 
 async def obey(driver: Driver) -> None:
-    """Until the input ends. "burst N" -> {"wall_s"}; "singles N" -> {"latencies_s"}; other orders are methods of the
-    driver that take a number and return an answer."""
+    """Until the input ends. "burst N" -> {"wall_s"}; "singles N" -> {"latencies_s", "wall_s"}; other orders are
+    methods of the driver that take numbers and return an answer."""
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     try:
         _say({"ready": True})
         while line := await lines.readline():
-            order, count = line.decode().split()
+            order, *words = line.decode().split()
+            numbers = map(int, words)
             if order in _ORDERS:
-                _say(await _ORDERS[order](driver, int(count)))
+                _say(await _ORDERS[order](driver, *numbers))
             else:
-                _say(await getattr(driver, order)(int(count)))
+                _say(await getattr(driver, order)(*numbers))
     finally:
         transport.close()
 
@@ -54,7 +55,7 @@ async def _singles(driver: Driver, count: int) -> dict[str, Any]:
         begun_s = time.perf_counter()
         await driver.one()
         latencies_s.append(time.perf_counter() - begun_s)
-    return {"latencies_s": latencies_s}
+    return {"latencies_s": latencies_s, "wall_s": sum(latencies_s)}
 
 
 _ORDERS = {"burst": _burst, "singles": _singles}

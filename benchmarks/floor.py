@@ -1,9 +1,11 @@
 """The program without an engine: three steps per workflow, written by hand for exactly this. The messages over Kafka
 and the rows in PostgreSQL are those of the engine, in one statement per batch, in the same three processes. What it
 does not do is what an engine is for: run code, replay, time out, retry, refuse bad input, survive a takeover.
+The eager one does the steps in the engine's process: each after the commit that scheduled it, as the engine does.
 
     python -m benchmarks.floor client|engine|worker     one role; ROMANCY_* say where
-    python -m benchmarks.floor                          all of them, and one line of JSON
+    python -m benchmarks.floor engine --eager           that does the work of a worker too
+    python -m benchmarks.floor [--eager]                all of them, and one line of JSON
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -167,11 +170,16 @@ async def run_worker(kafka: Kafka) -> None:
             committed_s = time.monotonic()
 
 
+def performed(arguments: bytes) -> tuple[bytes, int]:
+    """What the step returns, and what it took in microseconds."""
+    begun_ns = time.perf_counter_ns()
+    result = orjson.dumps(orjson.loads(arguments)["args"][0])  # the step
+    return result, (time.perf_counter_ns() - begun_ns) // 1_000
+
+
 def _done(kafka: Kafka, task: Any) -> Message:
     about = dict(task.headers)
-    begun_ns = time.perf_counter_ns()
-    arguments = orjson.loads(task.value)["args"]
-    result = orjson.dumps(arguments[0])  # the step
+    result, duration_us = performed(task.value)
     instance_id, activity_id = about["ce_subject"], about["ce_romancyactivityid"]
     headers = cloudevent(
         f"{about['ce_id'].decode()}/{uuid4().hex}",
@@ -183,7 +191,7 @@ def _done(kafka: Kafka, task: Any) -> Message:
         ("ce_romancyactivity", about["ce_romancyactivity"]),
         ("ce_romancyactivityid", activity_id),
         ("ce_romancyattempt", about["ce_romancyattempt"]),
-        ("ce_romancyduration", b"%d" % ((time.perf_counter_ns() - begun_ns) // 1_000)),
+        ("ce_romancyduration", b"%d" % duration_us),
         ("ce_romancyidempotencykey", about["ce_romancyidempotencykey"]),
         ("ce_romancyrun", about["ce_romancyrun"]),
         ("ce_romancyworker", b"floor:1"),
@@ -220,20 +228,21 @@ updates AS (
          AS v(id, status, seq, output, at, finished) WHERE t.instance_id = v.id),
 activities AS (
     INSERT INTO romancy_activities (instance_id, run, activity_id, name, queue, status, attempt, scheduled_us,
-                                    updated_us, finished_us)
-    SELECT id, 1, activity, 'step', 'default', status, 1, scheduled, updated, finished
-    FROM unnest($32::text[], $33::text[], $34::text[], $35::int8[], $36::int8[], $37::int8[])
-         AS v(id, activity, status, scheduled, updated, finished)
+                                    updated_us, finished_us, eager)
+    SELECT id, 1, activity, 'step', 'default', status, 1, scheduled, updated, finished, eager
+    FROM unnest($32::text[], $33::text[], $34::text[], $35::int8[], $36::int8[], $37::int8[], $38::text[])
+         AS v(id, activity, status, scheduled, updated, finished, eager)
     ON CONFLICT (instance_id, run, activity_id) DO UPDATE
-    SET status = EXCLUDED.status, updated_us = EXCLUDED.updated_us, finished_us = EXCLUDED.finished_us),
+    SET status = EXCLUDED.status, updated_us = EXCLUDED.updated_us, finished_us = EXCLUDED.finished_us,
+        eager = EXCLUDED.eager),
 outbox AS (
     INSERT INTO romancy_outbox (part, position, topic, key, to_partition, headers, value)
-    SELECT * FROM unnest($38::int4[], $39::int8[], $40::text[], $41::text[], $42::int4[], $43::text[], $44::bytea[]))
+    SELECT * FROM unnest($39::int4[], $40::int8[], $41::text[], $42::text[], $43::int4[], $44::text[], $45::bytea[]))
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
        / (CASE WHEN (SELECT count(*) FROM fence) = cardinality($1::int4[]) THEN 1 ELSE 0 END)
 """
 WIDTHS: Final = (("fence", 4), ("offsets", 3), ("sent", 3), ("history", 8), ("instances", 7), ("updates", 6))
-MORE_WIDTHS: Final = (("activities", 6), ("outbox", 7))
+MORE_WIDTHS: Final = (("activities", 7), ("outbox", 7))
 # As the engine's own connections: the tables grow under a plan that is made once.
 SERVER_SETTINGS: Final = {
     "jit": "off",
@@ -254,6 +263,29 @@ class Instance:
     cause_source: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that has ended."""
+
+    instance_id: str
+    activity_id: str
+    attempt: int
+    duration_us: int
+    worker: str
+    result: bytes
+
+    @classmethod
+    def of(cls, record: Any, about: dict[str, bytes]) -> Done:
+        return cls(
+            about["ce_subject"].decode(),
+            about["ce_romancyactivityid"].decode(),
+            int(about["ce_romancyattempt"]),
+            int(about["ce_romancyduration"]),
+            about["ce_romancyworker"].decode(),
+            record.value,
+        )
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows by table, and what goes out after the commit."""
@@ -268,9 +300,11 @@ class Batch:
 
 
 class FloorEngine:
-    def __init__(self, kafka: Kafka, connection: Any) -> None:
+    def __init__(self, kafka: Kafka, connection: Any, eager: bool) -> None:
         self._kafka = kafka
         self._connection = connection
+        self._eager = uuid4().hex if eager else None  # what names this process in the rows of its steps
+        self._tasks: list[tuple[str, str, bytes]] = []  # steps to do here: instance, activity, arguments
         self._source = f"/romancy/{kafka.namespace}".encode()
         self._topics = {name: kafka.topic(name) for name in ("commands", "results", "events", "tasks.default")}
         self._instances: dict[str, Instance] = {}
@@ -282,15 +316,17 @@ class FloorEngine:
     async def run(self) -> None:
         await self._connection.execute("UPDATE romancy_partitions SET epoch = 1, commit_no = 0, position = 0")
         commit = await self._connection.prepare(COMMIT)
-        consumer = await self._kafka.consumer("commands", "results")
+        consumer = await self._kafka.consumer(*(("commands",) if self._eager else ("commands", "results")))
         while True:
-            fetched = await consumer.getmany(timeout_ms=1000, max_records=BATCH_RECORDS)
-            if not fetched:
+            done = self._do_tasks()
+            fetched = await consumer.getmany(timeout_ms=0 if done else 1000, max_records=BATCH_RECORDS)
+            if not fetched and not done:
                 continue
             before = list(self._position)
-            batch = self._decide(fetched)
+            batch = self._decide(fetched, done)
             await commit.fetchval(*self._arguments(batch))
-            ranges = [(part, before[part] + 1, self._position[part]) for part in batch.parts]
+            grown = (part for part in batch.parts if self._position[part] > before[part])
+            ranges = [(part, before[part] + 1, self._position[part]) for part in grown]
             task = asyncio.create_task(self._publish(batch.out, ranges))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -299,7 +335,16 @@ class FloorEngine:
         await self._kafka.send(out)
         self._sent += ranges
 
-    def _decide(self, fetched: Any) -> Batch:
+    def _do_tasks(self) -> list[Done]:
+        """Those of the batch that is durable."""
+        tasks, self._tasks = self._tasks, []
+        done = []
+        for instance_id, activity_id, arguments in tasks:
+            result, duration_us = performed(arguments)
+            done.append(Done(instance_id, activity_id, 1, duration_us, "floor:1", result))
+        return done
+
+    def _decide(self, fetched: Any, done: Sequence[Done]) -> Batch:
         batch = Batch(time.time_ns() // 1_000)
         at = time_text(batch.at_us)
         for place, records in fetched.items():
@@ -310,7 +355,9 @@ class FloorEngine:
                 if about["ce_type"] == b"romancy.workflow.start":
                     self._started(batch, record, about, at)
                 else:
-                    self._completed(batch, record, about, at)
+                    self._completed(batch, Done.of(record, about), at)
+        for each in done:
+            self._completed(batch, each, at)
         return batch
 
     def _started(self, batch: Batch, record: Any, about: dict[str, bytes], at: bytes) -> None:
@@ -331,27 +378,24 @@ class FloorEngine:
             event_id.decode(),
         )
 
-    def _completed(self, batch: Batch, record: Any, about: dict[str, bytes], at: bytes) -> None:
-        instance_id, activity_id = about["ce_subject"].decode(), about["ce_romancyactivityid"].decode()
+    def _completed(self, batch: Batch, done: Done, at: bytes) -> None:
+        instance_id, activity_id = done.instance_id, done.activity_id
         instance = self._instances[instance_id]
         if activity_id != f"step:{instance.step}":
             return
-        payload = record.value.decode()
-        attrs = {
-            "attempt": int(about["ce_romancyattempt"]),
-            "duration_us": int(about["ce_romancyduration"]),
-            "worker": about["ce_romancyworker"].decode(),
-        }
+        batch.parts.add(instance.part)
+        payload = done.result.decode()
+        attrs = {"attempt": done.attempt, "duration_us": done.duration_us, "worker": done.worker}
         self._record(batch, instance_id, instance, "activity.completed", activity_id, attrs, payload)
-        row = (instance_id, activity_id, "completed", instance.scheduled_us, batch.at_us, batch.at_us)
+        row = (instance_id, activity_id, "completed", instance.scheduled_us, batch.at_us, batch.at_us, None)
         batch.activities[instance_id, activity_id] = row
         if instance.step < STEPS:
             instance.step += 1
-            self._schedule(batch, instance_id, instance, record.value, at)
+            self._schedule(batch, instance_id, instance, done.result, at)
             batch.updates[instance_id] = (instance_id, "running", instance.seq, None, batch.at_us, None)
         else:
             self._record(batch, instance_id, instance, "workflow.completed", None, {}, payload)
-            self._tell(batch, instance_id, instance, b"romancy.workflow.completed", b'{"output":%s}' % record.value, at)
+            self._tell(batch, instance_id, instance, b"romancy.workflow.completed", b'{"output":%s}' % done.result, at)
             batch.updates[instance_id] = (
                 instance_id,
                 "completed",
@@ -373,9 +417,16 @@ class FloorEngine:
         activity_id = f"step:{instance.step}"
         value = b'{"args":[%s],"kwargs":{}}' % argument
         instance.scheduled_us = batch.at_us
-        attrs = {"name": "step", "queue": "default"}
+        attrs = {"name": "step", "queue": "default"} | ({"eager": self._eager} if self._eager else {})
         self._record(batch, id_, instance, "activity.scheduled", activity_id, attrs, value.decode())
-        batch.activities[id_, activity_id] = (id_, activity_id, "scheduled", batch.at_us, batch.at_us, None)
+        row = (id_, activity_id, "scheduled", batch.at_us, batch.at_us, None, self._eager)
+        batch.activities[id_, activity_id] = row
+        if self._eager:
+            self._tasks.append((id_, activity_id, value))
+        else:
+            self._request(batch, id_, instance, activity_id, value, at)
+
+    def _request(self, batch: Batch, id_: str, instance: Instance, activity_id: str, value: bytes, at: bytes) -> None:
         key = f"{id_}/1/{activity_id}"
         headers = cloudevent(
             f"{key}/1",
@@ -432,20 +483,24 @@ class FloorEngine:
         return columns
 
 
-async def run_engine(kafka: Kafka) -> None:
+async def run_engine(kafka: Kafka, eager: bool = False) -> None:
     connection = await asyncpg.connect(os.environ["ROMANCY_DATABASE"], server_settings=SERVER_SETTINGS)
     try:
-        await FloorEngine(kafka, connection).run()
+        await FloorEngine(kafka, connection, eager).run()
     finally:
         await connection.close()
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
-async def run(role: str) -> None:
+Role = Callable[[Kafka], Awaitable[None]]
+
+
+async def run(role: str, eager: bool) -> None:
     kafka = Kafka()
+    roles: dict[str, Role] = {"client": run_client, "engine": partial(run_engine, eager=eager), "worker": run_worker}
     await kafka.producer.start()
     try:
-        await {"client": run_client, "engine": run_engine, "worker": run_worker}[role](kafka)
+        await roles[role](kafka)
     finally:
         await kafka.producer.stop()
 
@@ -453,14 +508,15 @@ async def run(role: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", nargs="?", choices=["client", "engine", "worker"])
+    parser.add_argument("--eager", action="store_true", help="steps are done in the engine's process")
     options = parser.parse_args()
     if options.role is None:
         from benchmarks import throughput
 
-        throughput.main(["--floor-only"])
+        throughput.main(["--floor-only", *(["--eager"] if options.eager else [])])
         return
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(run(options.role))
+        runner.run(run(options.role, options.eager))
 
 
 if __name__ == "__main__":

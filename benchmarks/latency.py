@@ -1,7 +1,7 @@
 """How long one workflow takes from its start to its result when nothing else happens: the engine and the floor, one
 workflow at a time, in turns. Prints one line of JSON.
 
-    python -m benchmarks.latency [--workflows 200] [--runs 3]
+    python -m benchmarks.latency [--workflows 200] [--runs 3] [--eager]
     python -m benchmarks.latency --broker embedded --database sqlite
 """
 
@@ -21,7 +21,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     latencies_s: dict[str, list[list[float]]] = {"floor": [], "engine": []}
     with contextlib.ExitStack() as stack:
         clients = {}
-        for name, roles in (("floor", stage.FLOOR), ("engine", stage.ENGINE)):
+        for name, roles in (("floor", stage.floor_roles(options)), ("engine", stage.engine_roles(options))):
             place = stack.enter_context(stage.kafka_and_postgres(name, where))
             clients[name] = stack.enter_context(stage.running(place, roles, where)).client
             clients[name].ask(f"burst {options.warm_up}")
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workflows", type=int, default=200, help="of each run, one after another")
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="workflows before the first run")
+    stage.add_eager_option(parser)
     stage.add_place_options(parser)
     options = stage.parsed(parser, arguments)
     stage.report("latency", options, compared(options) if options.broker == "kafka" else alone(options))

@@ -81,6 +81,12 @@ def spreads(rows: Sequence[Mapping[str, float]], digits: int = 3) -> dict[str, d
     return {name: spread([row[name] for row in rows], digits) for name in rows[0]}
 
 
+def line(points: Mapping[int, float]) -> tuple[float, float]:
+    """Least squares: where it begins, at x = 0, and how steep it is."""
+    slope, begin = statistics.linear_regression(list(points), list(points.values()))
+    return begin, slope
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that `share` of them do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

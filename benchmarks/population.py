@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from benchmarks import filling, measure, stage
 from benchmarks.settings import WARM_UP
 
 ORDERS: Final = ("newest", "next_page", "of_status", "find", "find_in_array", "find_common", "start", "start_to_result")
-
-_ALONE: Final[Mapping[str, Sequence[str]]] = stage.ALONE
-_TOGETHER: Final[Mapping[str, Sequence[str]]] = stage.TOGETHER
 
 
 @contextlib.contextmanager
@@ -29,7 +26,7 @@ def populated(name: str, count: int, options: argparse.Namespace) -> Iterator[st
     with contextlib.ExitStack() as stack:
         where = stage.servers() if options.broker == "kafka" else None
         here = stage.embedded_and_sqlite(name) if where is None else stage.kafka_and_postgres(name, where)
-        place, roles = stack.enter_context(here), _ALONE if where is None else _TOGETHER
+        place, roles = stack.enter_context(here), stage.ALONE if where is None else stage.TOGETHER
         with stage.running(place, roles, where) as models:
             models.client.ask("models 1")
         filling.fill(place.database, count)

@@ -4,6 +4,8 @@ from typing import Final
 
 PARTITIONS: Final = 8
 """An app's default."""
+PARTITIONS_VARIABLE: Final = "BENCH_PARTITIONS"
+"""Tells the app's processes of another number."""
 STEPS: Final = 3
 WARM_UP: Final = 500
 """Workflows before the first measurement: connections, prepared statements, the broker's JIT."""

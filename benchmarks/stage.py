@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from benchmarks import measure
-from benchmarks.settings import PARTITIONS
+from benchmarks.settings import PARTITIONS, PARTITIONS_VARIABLE
 
 REPO: Final = Path(__file__).resolve().parents[1]
 STOP_LIMIT_S: Final = 30.0
@@ -31,6 +31,7 @@ ROMANCY: Final = ("-c", "from romancy_stream.cli import main; main()", "worker",
 class Servers:
     kafka: str
     kafka_pid: int
+    kafka_data: Path
     postgres: str
     postgres_pid: int
 
@@ -43,7 +44,11 @@ def servers() -> Servers:
     env = subprocess.run([*tool, "env", "--json"], check=True, capture_output=True, text=True).stdout
     pids, urls = json.loads(status), json.loads(env)
     return Servers(
-        urls["KAFKA_BOOTSTRAP"], int(pids["kafka"]["pid"]), urls["POSTGRES_URL"], int(pids["postgres"]["pid"])
+        urls["KAFKA_BOOTSTRAP"],
+        int(pids["kafka"]["pid"]),
+        Path(pids["kafka"]["data_dir"]),
+        urls["POSTGRES_URL"],
+        int(pids["postgres"]["pid"]),
     )
 
 
@@ -54,6 +59,7 @@ class Place:
     namespace: str
     broker: str
     database: str
+    partitions: int = PARTITIONS
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,6 +67,7 @@ class Place:
             "ROMANCY_NAMESPACE": self.namespace,
             "ROMANCY_BROKER": self.broker,
             "ROMANCY_DATABASE": self.database,
+            PARTITIONS_VARIABLE: str(self.partitions),
             "PYTHONPATH": str(REPO),
         }
 
@@ -74,12 +81,12 @@ def new_name(side: str) -> str:
 
 
 @contextlib.contextmanager
-def kafka_and_postgres(side: str, where: Servers) -> Iterator[Place]:
+def kafka_and_postgres(side: str, where: Servers, partitions: int = PARTITIONS) -> Iterator[Place]:
     """Topics and tables as the engine makes them, for the floor too."""
     namespace = new_name(side)
     name = namespace.replace("-", "_")
     _on_server(where.postgres, f"CREATE DATABASE {name}")
-    place = Place(namespace, f"kafka://{where.kafka}", f"{where.postgres.rsplit('/', 1)[0]}/{name}")
+    place = Place(namespace, f"kafka://{where.kafka}", f"{where.postgres.rsplit('/', 1)[0]}/{name}", partitions)
     try:
         asyncio.run(_initialise(place))
         yield place
@@ -97,7 +104,7 @@ async def _initialise(place: Place) -> None:
     from romancy_stream import App
     from romancy_stream.runtime.node import initialise
 
-    app = App(place.namespace, broker=place.broker, database=place.database, partitions=PARTITIONS)
+    app = App(place.namespace, broker=place.broker, database=place.database, partitions=place.partitions)
     store, broker = app.make_store(), app.make_broker()
     await store.open()
     await broker.open()
@@ -182,7 +189,7 @@ class Side:
 
 
 @contextlib.contextmanager
-def running(place: Place, roles: Mapping[str, Sequence[str]], where: Servers | None) -> Iterator[Side]:
+def running(place: Place, roles: Roles, where: Servers | None) -> Iterator[Side]:
     """`roles`: name -> arguments of its Python; one of them is "client"."""
     with contextlib.ExitStack() as stack:
         processes = {}
@@ -207,15 +214,26 @@ def _is_ours(title: str, database: str) -> bool:
     return f" {database} " in title or not title.startswith("postgres: romancy ")
 
 
-FLOOR: Final = {role: ("-m", "benchmarks.floor", role) for role in ("engine", "worker", "client")}
-ENGINE: Final = {
+Roles = Mapping[str, Sequence[str]]
+FLOOR: Final[Roles] = {role: ("-m", "benchmarks.floor", role) for role in ("engine", "worker", "client")}
+FLOOR_EAGER: Final[Roles] = {"engine": (*FLOOR["engine"], "--eager"), "client": FLOOR["client"]}
+ENGINE: Final[Roles] = {
     "engine": (*ROMANCY, "--roles", "engine", "--no-init"),
     "worker": (*ROMANCY, "--roles", "worker", "--no-init"),
     "client": ("-m", "benchmarks.client"),
 }
-TOGETHER: Final = {"engine": (*ROMANCY, "--no-init"), "client": ("-m", "benchmarks.client")}
+TOGETHER: Final[Roles] = {"engine": (*ROMANCY, "--no-init"), "client": ("-m", "benchmarks.client")}
 """Engine and worker in one process, as `romancy worker` runs them."""
-ALONE: Final = {"client": ("-m", "benchmarks.client", "--alone")}
+ALONE: Final[Roles] = {"client": ("-m", "benchmarks.client", "--alone")}
+
+
+def engine_roles(options: argparse.Namespace) -> Roles:
+    """Of an app on Kafka and PostgreSQL."""
+    return TOGETHER if options.steps == EAGER else ENGINE
+
+
+def floor_roles(options: argparse.Namespace) -> Roles:
+    return FLOOR_EAGER if options.steps == EAGER else FLOOR
 
 
 # -- the command line that all benchmarks share --------------------------------------------------------------------
@@ -227,19 +245,34 @@ def add_place_options(parser: argparse.ArgumentParser, broker: str = "kafka") ->
     parser.add_argument("--database", choices=list(_DATABASES.values()), help="goes with the broker")
 
 
+EAGER: Final = "eager"
+
+
+def add_eager_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--eager",
+        dest="steps",
+        action="store_const",
+        const=EAGER,
+        help="engine and worker are one process, in which steps stay where there is room; otherwise two, with Kafka",
+    )
+
+
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     fitting = _DATABASES[options.broker]
     if options.database not in (None, fitting):
         parser.error(f"--broker {options.broker} is measured with --database {fitting}")
+    if options.broker == "embedded" and getattr(options, "steps", None) is not None:
+        parser.error("--broker embedded is one process, and its steps are eager without --eager")
     options.database = fitting
     options.machine = measure.machine()
     return options
 
 
 def report(benchmark: str, options: argparse.Namespace, facts: Mapping[str, Any]) -> None:
-    asked = {name: value for name, value in vars(options).items() if name in _REPORTED}
+    asked = {name: value for name, value in vars(options).items() if name in _REPORTED and value is not None}
     print(json.dumps({"benchmark": benchmark, **asked, **facts}))
 
 
-_REPORTED: Final = frozenset({"broker", "database", "workflows", "runs", "machine"})
+_REPORTED: Final = frozenset({"steps", "broker", "database", "workflows", "runs", "machine"})

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 SPREAD: Final = {"median", "min", "max"}
-HEADING: Final = ("benchmark", "rival", "version", "workload", "broker", "database")
+HEADING: Final = ("benchmark", "rival", "version", "workload", "steps", "broker", "database")
 ASKED: Final = {*HEADING, "workflows", "runs", "machine"}
 """What was measured and how; everything else are facts."""
 PLAIN: Final = ("unavailable", "failed")
 """In place of facts: why there are none."""
-OTHERS: Final = ("floor", "rival")
+OTHERS: Final = ("floor", "rival", "one_engine", "one_partition")
 """What the names of the other side's facts begin with."""
 RATIOS: Final = {"workflows_per_s": "ratio", "cpu_ms_per_workflow total": "cpu_ratio", "p50_ms": "p50_ratio"}
 """Where a ratio is not called after its fact."""

@@ -23,7 +23,7 @@ from romancy_stream.broker.port import TP
 from romancy_stream.cli.worker import calm_collector
 from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.history import WORKFLOW_COMPLETED
-from romancy_stream.engine.inputs import Input, Loaded
+from romancy_stream.engine.inputs import Loaded
 from romancy_stream.runtime.processor import Processor
 
 WOKEN: Final = 8
@@ -76,8 +76,8 @@ class TimedProcessor(Processor):
         self.loaded_s = time.time()
         return positions
 
-    async def _load(self, inputs: Sequence[Input]) -> Loaded:
-        loaded = await super()._load(inputs)
+    async def _load(self, *inputs: Any, **more: Any) -> Loaded:
+        loaded = await super()._load(*inputs, **more)
         self.histories_read += len(loaded.histories)
         return loaded
 

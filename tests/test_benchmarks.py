@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measure, population, table, takeover
+from benchmarks import bursts, measure, population, table, takeover
 from benchmarks.rivals import __main__ as rivals
 from benchmarks.rivals import staging
 from benchmarks.rivals.__main__ import Run
@@ -38,15 +38,20 @@ def printed(*arguments: str) -> dict[str, Any]:
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
-def test_throughput() -> None:
-    facts = printed("benchmarks.throughput", "--workflows", "20", "--runs", "2", "--warm-up", "5")
+@pytest.mark.parametrize(
+    ("mode", "steps", "processes"),
+    [((), None, PROCESSES), (("--eager",), "eager", PROCESSES - {"worker"})],
+    ids=["apart", "eager"],
+)
+def test_throughput(mode: tuple[str, ...], steps: str | None, processes: set[str]) -> None:
+    facts = printed("benchmarks.throughput", "--workflows", "20", "--runs", "2", "--warm-up", "5", *mode)
     assert (facts["benchmark"], facts["workflows"], facts["runs"]) == ("throughput", 20, 2)
-    assert (facts["broker"], facts["database"]) == ("kafka", "postgresql")
+    assert (facts["broker"], facts["database"], facts.get("steps")) == ("kafka", "postgresql", steps)
     for name in ("workflows_per_s", "floor_workflows_per_s", "ratio", "cpu_ratio"):
         assert set(facts[name]) == SPREAD
         assert 0 < facts[name]["min"] <= facts[name]["median"] <= facts[name]["max"]
     for name in ("cpu_ms_per_workflow", "floor_cpu_ms_per_workflow"):
-        assert set(facts[name]) == PROCESSES | {"total"}
+        assert set(facts[name]) == processes | {"total"}
         assert facts[name]["total"]["median"] > 0
 
 
@@ -54,8 +59,9 @@ def test_throughput() -> None:
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
-def test_latency() -> None:
-    facts = printed("benchmarks.latency", "--workflows", "5", "--runs", "2", "--warm-up", "5")
+@pytest.mark.parametrize("mode", [(), ("--eager",)], ids=["apart", "eager"])
+def test_latency(mode: tuple[str, ...]) -> None:
+    facts = printed("benchmarks.latency", "--workflows", "5", "--runs", "2", "--warm-up", "5", *mode)
     assert facts["benchmark"] == "latency"
     for name in ("p50_ms", "p99_ms", "floor_p50_ms", "floor_p99_ms", "p50_ratio"):
         assert set(facts[name]) == SPREAD
@@ -115,11 +121,60 @@ def test_idle() -> None:
     assert set(facts["core_percent"]) == set(facts["wake_ups_per_s"]) == {"client"}
 
 
-def test_database_and_broker_go_together() -> None:
-    command = [sys.executable, "-m", "benchmarks.throughput", "--broker", "embedded", "--database", "postgresql"]
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
+def test_engines() -> None:
+    facts = printed("benchmarks.engines", "--workflows", "20", "--runs", "2", "--warm-up", "5")
+    assert set(facts["one_engine_cpu_ms_per_workflow"]) == PROCESSES | {"total"}
+    assert set(facts["cpu_ms_per_workflow"]) == PROCESSES | {"total", "second_engine"}
+    assert facts["ratio"]["min"] > 0
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
+def test_transactions() -> None:
+    facts = printed("benchmarks.transactions", "--activities", "25", "--runs", "2", "--warm-up", "5")
+    assert set(facts["cpu_ms_per_activity"]) == PROCESSES | {"total"}
+    assert facts["activities_per_s"]["min"] > 0
+    assert set(facts["per_core_s_of_worker"]) == SPREAD
+
+
+def test_transactions_in_one_process() -> None:
+    sizes = ("--activities", "25", "--runs", "2", "--warm-up", "5")
+    facts = printed("benchmarks.transactions", "--broker", "embedded", "--database", "sqlite", *sizes)
+    assert facts["activities_per_s"]["min"] > 0
+    assert set(facts["per_core_s_of_client"]) == SPREAD
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.usefixtures("kafka_bootstrap", "postgres_url")
+def test_capacity() -> None:
+    sizes = ("--workflows", "20", "--singles", "2", "--asleep", "20", "--runs", "2", "--warm-up", "5")
+    facts = printed("benchmarks.capacity", *sizes)
+    for name in ("cpu_ms", "one_at_a_time_cpu_ms"):
+        assert set(facts[name]["per_step"]) == set(facts[name]["per_start"]) == PROCESSES | {"total"}
+    written = {f"postgresql_{each}" for each in ("tables", "indexes", "log")} | {"kafka"}
+    assert set(facts["bytes"]["per_step"]) == written
+    assert min(facts["bytes"]["per_step"][each] for each in ("kafka", "postgresql_log")) > 100
+    assert facts["dense_postgresql_bytes"]["per_step"]["tables"] > 100
+    assert facts["memory_bytes"]["engine_at_start"] > 0
+    assert facts["one_partition_workflows_per_s"]["min"] > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [(("--database", "postgresql"), "--database sqlite"), (("--eager",), "without --eager")]
+)
+def test_what_does_not_go_with_the_embedded_broker(asked: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.throughput", "--broker", "embedded", *asked]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2
-    assert "--database sqlite" in done.stderr
+    assert said in done.stderr
 
 
 def test_percentiles_and_spread() -> None:
@@ -128,6 +183,26 @@ def test_percentiles_and_spread() -> None:
     assert measure.percentile(values, 0.99) == 99
     assert measure.percentile([3.0], 0.99) == 3
     assert measure.spread([3, 1, 2]) == {"median": 2, "min": 1, "max": 3}
+
+
+def test_a_line_through_points_of_each_turn() -> None:
+    points = {steps: bursts.Bursts() for steps in (1, 3, 10)}
+    for begin, slope in ((2.0, 0.5), (4.0, 1.5)):
+        for steps, each in points.items():
+            each.cpu_ms.append({"engine": begin + slope * steps, "worker": slope * steps})
+    fitted = bursts.lines(points)
+    assert fitted["at_0"]["engine"] == {"median": 3, "min": 2, "max": 4}
+    assert fitted["slope"]["engine"] == fitted["slope"]["worker"] == {"median": 1, "min": 0.5, "max": 1.5}
+    assert fitted["slope"]["total"] == {"median": 2, "min": 1, "max": 3}
+    assert set(points[1].cpu_ms[0]) == {"engine", "worker"}
+
+
+def test_two_sides_are_compared_pair_by_pair() -> None:
+    ours, other = (bursts.Bursts(per_s=per_s, cpu_ms=[{"engine": 1}, {"engine": 2}]) for per_s in ([4, 9], [2, 3]))
+    facts = bursts.beside(ours, other, "floor")
+    assert facts["ratio"] == {"median": 2.5, "min": 2, "max": 3}
+    assert facts["cpu_ratio"] == {"median": 1, "min": 1, "max": 1}
+    assert facts["floor_workflows_per_s"]["max"] == 3
 
 
 def test_cpu_time_of_processes_that_come_and_go() -> None:
@@ -232,6 +307,13 @@ def test_a_table_puts_the_other_side_and_the_ratio_beside_ours() -> None:
         ("workflows_per_s", "1,000 (500 to 2,000)", "2,000 (1,000 to 4,000)", "0.5 (0.25 to 1)"),
         ("cpu_ms_per_workflow engine", "1 (0.5 to 2)", "0.25 (0.125 to 0.5)", ""),
     ]
+
+
+@pytest.mark.parametrize("other", table.OTHERS)
+def test_a_table_knows_what_an_other_side_is_called(other: str) -> None:
+    line = {"benchmark": "throughput", "steps": "eager", "per_s": 4, f"{other}_per_s": 2, "per_s_ratio": 2}
+    assert table.heading(line) == "throughput eager"
+    assert table.rows(line) == [("per_s", "4", "2", "2")]
 
 
 def test_a_table_shows_what_only_one_side_has() -> None:

@@ -63,7 +63,7 @@ def running(name: str, where: stage.Servers) -> Iterator[tuple[stage.Side, Scene
     environment = installed(name, packages_of(name))
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(rival.scene(environment, where))
-        place = RivalPlace(stage.new_name(name), "", "", scene.variables)
+        place = RivalPlace(stage.new_name(name), "", "", variables=scene.variables)
         processes = {}
         for role, command in scene.roles.items():
             processes[role] = process = stage.Process(("-m", "benchmarks.rivals.become", role, *command), place)
