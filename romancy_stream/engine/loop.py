@@ -15,7 +15,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
-from types import AsyncGeneratorType
+from inspect import CORO_CREATED, getcoroutinestate
+from traceback import walk_tb
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 from zlib import crc32
 
@@ -29,7 +31,8 @@ NUMBER_BITS: Final = 20
 one set, where equal numbers would be looked through one by one."""
 STEP_LIMIT: Final = 1_000_000
 """Callbacks in one step. 10,000 parallel activities need about 50,000; a `sleep(0)` loop needs them all."""
-
+LOOKED_THROUGH: Final = 1_000
+"""Members of a list in which coroutines are looked for that were never awaited: whoever has more has data in it."""
 
 LATEST_US: Final = 253_402_300_799_000_000
 """The last second of the year 9999: what is due later is due then. Neither datetime nor a BIGINT goes much further."""
@@ -155,6 +158,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def evict(self) -> None:
         """Ends every coroutine of this loop. What their `finally` blocks ask for is refused with Evicted."""
         self._evicting = True
+        met: set[CoroutineType[Any, Any, Any]] = set()
         events._set_running_loop(self)
         try:
             for task in self._tasks:  # and those that a `finally` makes now: see `create_task`
@@ -162,12 +166,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 if not task.done():
                     tasks._enter_task(self, task)  # `asyncio.timeout` and TaskGroup look for it
                     try:
-                        _close(task.get_coro())
+                        _close(task.get_coro(), met)
                     finally:
                         tasks._leave_task(self, task)
             for generator in self._generators:
                 if generator.ag_frame is not None:
-                    _close_generator(generator)
+                    _close_generator(generator, met)
+            for coro in met:
+                # As one that was given to `asyncio.wait_for`: nobody comes to await it, of which Python would warn.
+                if getcoroutinestate(coro) == CORO_CREATED:
+                    coro.close()  # none of its code runs
         finally:
             events._set_running_loop(None)
             self._ready.clear()
@@ -269,19 +277,32 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.call_exception_handler(context)
 
 
-def _close(coro: Any) -> None:
+def _close(coro: Any, met: set[CoroutineType[Any, Any, Any]]) -> None:
     """Ends a suspended coroutine. A `finally` may await something already pending; a few more rounds end that too.
-    Not with `coro.close()`: before Python 3.13 that would not reach into a generator which the coroutine waits for."""
+    Not with `coro.close()`: before Python 3.13 that would not reach into a generator which the coroutine waits for.
+    `met` gets the coroutines that its frames knew."""
     for _ in range(8):
         try:
             coro.throw(Evicted())
-        except (StopIteration, Evicted):
+        except StopIteration:
             return
         except BaseException as error:
+            met.update(_coroutines_in(error))
             if not _is_eviction(error):
                 log.warning("workflow code raised %r while its instance left the cache", error)
             return
     log.error("a coroutine of an evicted instance would not end: %r", coro)
+
+
+def _coroutines_in(error: BaseException) -> Iterator[CoroutineType[Any, Any, Any]]:
+    """That were in the hands of the code when it ended: frames live for as long as the error that went through them."""
+    raised: BaseException | None = error
+    while raised is not None:
+        for frame, _ in walk_tb(raised.__traceback__):
+            for local in list(frame.f_locals.values()):
+                few = isinstance(local, list | tuple) and len(local) <= LOOKED_THROUGH
+                yield from (each for each in (local if few else (local,)) if isinstance(each, CoroutineType))
+        raised = raised.__context__
 
 
 def _is_eviction(error: BaseException) -> bool:
@@ -289,14 +310,15 @@ def _is_eviction(error: BaseException) -> bool:
     return isinstance(error, Evicted) or (isinstance(error, BaseExceptionGroup) and error.split(Evicted)[1] is None)
 
 
-def _close_generator(generator: AsyncGeneratorType[Any, Any]) -> None:
+def _close_generator(generator: AsyncGeneratorType[Any, Any], met: set[CoroutineType[Any, Any, Any]]) -> None:
     closing: Any = generator.aclose()
     try:
         closing.send(None)
         closing.throw(Evicted())  # a `finally` that awaits something already pending
-    except (StopIteration, Evicted):
+    except StopIteration:
         return
     except BaseException as error:
+        met.update(_coroutines_in(error))
         if not _is_eviction(error):
             log.warning("an asynchronous generator raised %r while its instance left the cache", error)
         return

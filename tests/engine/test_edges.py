@@ -98,7 +98,11 @@ def test_generators_of_an_evicted_instance_end_in_silence(cached: int, caplog: p
     assert not caplog.records
 
 
+begun: list[str] = []
+
+
 async def cleans() -> None:
+    begun.append("cleaning")
     await clean_up()
 
 
@@ -119,15 +123,23 @@ async def cleans_up_in_many_ways(ctx: WorkflowContext, how: str) -> None:
                 await cleans()
         elif how == "shield":
             await asyncio.shield(cleans())
+        elif how == "wait_for":
+            await asyncio.wait_for(cleans(), 5)
+        elif how == "later":
+            first, others = cleans(), [cleans(), cleans()]
+            await asyncio.sleep(1)
+            await asyncio.gather(first, *others)
 
 
-@pytest.mark.parametrize("how", ["gather", "group", "timeout", "shield", "nothing"])
+@pytest.mark.parametrize("how", ["gather", "group", "timeout", "shield", "wait_for", "later", "nothing"])
 def test_cleaning_up_is_silent_where_it_is_refused_to_an_evicted_instance(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    begun.clear()
     world = World(cleans_up_in_many_ways, cached=0)
     world.start("cleans_up_in_many_ways", how)
     world.run()
+    assert not begun
     assert world.instances["i"].status == "waiting_for_event"
     assert "activity.scheduled clean_up:1" not in world.kinds()
     gc.collect()  # what was never awaited would complain now, and that is an error here
