@@ -127,7 +127,7 @@ async def cleans_up_in_many_ways(ctx: WorkflowContext, how: str) -> None:
             await asyncio.wait_for(cleans(), 5)
         elif how == "later":
             first, others = cleans(), [cleans(), cleans()]
-            await asyncio.sleep(1)
+            await ctx.sleep(1)
             await asyncio.gather(first, *others)
 
 
