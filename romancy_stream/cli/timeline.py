@@ -91,6 +91,7 @@ _DETAILS: Final[Mapping[str, Callable[[HistoryEntry], str]]] = {
     h.ACTIVITY_SCHEDULED: _payload,
     h.ACTIVITY_ATTEMPT_FAILED: _error,
     h.ACTIVITY_RETRIED: lambda entry: "",
+    h.ACTIVITY_PASSED_ON: lambda entry: "",
     h.ACTIVITY_COMPLETED: _payload,
     h.ACTIVITY_FAILED: _error,
     h.COMPENSATION_SCHEDULED: _payload,

@@ -71,7 +71,8 @@ class Attempts:
 
     # -- workers that are not heard of ---------------------------------------------------------------------------
     def lapsed(self, batch: Batch, each: LeaseLapsed) -> None:
-        """The same attempt again, for another worker. History does not tell who runs an attempt, nor does it this."""
+        """The same attempt again, for another worker. History tells of it only where it says that a process kept the
+        attempt to itself: while that is the last word, each owner to come dispatches it once more."""
         entry = self._core.entry(each.instance_id)
         activity = None
         if entry is not None and entry.state.run == each.run:
@@ -80,6 +81,8 @@ class Attempts:
             self._core.stats["late_lapse"] += 1
             return
         self._core.stats["dispatched_again"] += 1
+        if activity.eager is not None:
+            batch.record(entry, h.ACTIVITY_PASSED_ON, activity.activity_id, {"attempt": activity.attempt})
         batch.request(entry.state, activity, each.incarnation)
 
     def _awaited_us(self, entry: Entry, activity: ActivityState, now_us: int) -> int | None:

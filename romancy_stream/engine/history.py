@@ -65,6 +65,7 @@ WORKFLOW_RESET: Final = "workflow.reset"
 WORKFLOW_ADOPTED: Final = "workflow.adopted"
 ACTIVITY_ATTEMPT_FAILED: Final = "activity.attempt_failed"
 ACTIVITY_RETRIED: Final = "activity.retried"
+ACTIVITY_PASSED_ON: Final = "activity.passed_on"
 ACTIVITY_HEARD: Final = "activity.heard"
 ACTIVITY_DEFERRED: Final = "activity.deferred"
 ACTIVITY_RELEASED: Final = "activity.released"
@@ -162,6 +163,7 @@ class HistoryEvent:
                              {"args": JSON text, "attrs": as compensation.registered}
     activity.attempt_failed  attempt, next_at_us, duration_us
     activity.retried         attempt; eager as above
+    activity.passed_on       attempt, of the engine process that kept it to itself and is gone: the broker has it now
     activity.heard           due_us: when the next heartbeat is missed
     activity.deferred        due_us: when the attempt may begin, by the rate of its queue; then activity.released
     activity.completed       attempt, duration_us, worker

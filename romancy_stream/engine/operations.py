@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 Events = Sequence[HistoryEvent]
 _GIVEN_UP = frozenset({h.ACTIVITY_FAILED, h.CHILD_FAILED, h.CHILD_CANCELLED})
 _ATTEMPTS = frozenset(
-    {h.ACTIVITY_ATTEMPT_FAILED, h.ACTIVITY_RETRIED, h.ACTIVITY_HEARD, h.ACTIVITY_DEFERRED, h.ACTIVITY_RELEASED}
+    {
+        h.ACTIVITY_ATTEMPT_FAILED,
+        h.ACTIVITY_RETRIED,
+        h.ACTIVITY_PASSED_ON,
+        h.ACTIVITY_HEARD,
+        h.ACTIVITY_DEFERRED,
+        h.ACTIVITY_RELEASED,
+    }
 )
 _LEFT_OUT = frozenset({h.WORKFLOW_PARKED, h.WORKFLOW_RESUMED, h.WORKFLOW_ADOPTED})
 """Of a copy: the new run is awake, and begins with the parent of now."""

@@ -339,6 +339,12 @@ def _retried(state: InstanceState, event: HistoryEvent) -> None:
     _expect_heartbeat(state, activity, event.at_us)
 
 
+def _passed_on(state: InstanceState, event: HistoryEvent) -> None:
+    assert event.ref is not None
+    activity = state.changed[event.ref] = state.activities[event.ref]
+    activity.eager = None
+
+
 def _heard(state: InstanceState, event: HistoryEvent) -> None:
     assert event.ref is not None
     state.set_timer(HEARTBEAT_TIMER + event.ref, event.attrs["due_us"])
@@ -525,6 +531,7 @@ _APPLY = {
     h.ACTIVITY_SCHEDULED: _scheduled,
     h.ACTIVITY_ATTEMPT_FAILED: _attempt_failed,
     h.ACTIVITY_RETRIED: _retried,
+    h.ACTIVITY_PASSED_ON: _passed_on,
     h.ACTIVITY_HEARD: _heard,
     h.ACTIVITY_DEFERRED: _deferred,
     h.ACTIVITY_RELEASED: _released,

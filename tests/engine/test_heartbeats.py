@@ -13,7 +13,7 @@ from romancy_stream.engine import failure
 from romancy_stream.engine import history as h
 from romancy_stream.engine.attempts import LOOKS_PER_WAIT
 from romancy_stream.engine.commit import ActivityKey, Heartbeat, RecordedResult
-from romancy_stream.engine.inputs import LeaseLapsed
+from romancy_stream.engine.inputs import EagerRoom, LeaseLapsed
 from romancy_stream.errors import RetryExhaustedError, RetryLaterError
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.wire import event as w
@@ -162,6 +162,26 @@ def test_an_attempt_whose_worker_is_gone_is_dispatched_again() -> None:
     assert world.kinds() == before
     assert world.core.stats["dispatched_again"] == 1
     world.result(second, 5)
+    world.run(restarts=True)
+    assert world.output() == 5
+
+
+def test_an_attempt_that_another_process_has_now_is_not_of_the_one_that_kept_it() -> None:
+    """Else each owner to come would take it for one that nobody has, and dispatch it again."""
+    world = Beating()
+    world.eager = EagerRoom("dead-worker", {"default": 1})
+    world.step()
+    assert world.activities["i", 1, "crunch:1"].eager == "dead-worker"
+    assert not world.attempts
+    world.eager = None
+    world.restart()
+    for count in (1, 2):
+        lapse(world)  # the second time by the lease of whoever has it now
+        assert [(each, attempt) for each, attempt, _ in world.attempts] == [("crunch:1", 1)] * count
+        assert world.activities["i", 1, "crunch:1"].eager is None
+        assert world.kinds().count("activity.passed_on crunch:1") == 1
+    world.check_projections()
+    world.result(next(row for row in world.outbox if ".tasks." in row.topic), 5)
     world.run(restarts=True)
     assert world.output() == 5
 

@@ -16,7 +16,7 @@ from romancy_stream.engine.commit import ActivityRow, Commit, OutboxRow, TimerRo
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.failure import encode_error
-from romancy_stream.engine.inputs import Input, Received, Unpark
+from romancy_stream.engine.inputs import EagerRoom, Input, Received, Unpark
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.testing.tables import Tables
 from romancy_stream.wire import event as w
@@ -50,6 +50,7 @@ class World(Tables):
         self.answers: Mapping[str, Answer] = answers or {}
         self.config = CoreConfig(NAMESPACE, partitions, policy or RetryPolicy(), cached, **config)
         self.now_us = START_US
+        self.eager: EagerRoom | None = None  # of a worker in the engine's process, which answers nothing
         self.events: list[WireEvent] = []
         self.pending: list[Record] = []
         self.attempts: list[tuple[str, int, int]] = []  # activity id, attempt, when
@@ -146,7 +147,7 @@ class World(Tables):
         closed = self.close(self.core.closings(inputs, self.now_us), self.now_us)
         blobs = {**loaded.blobs, **self.known_blobs(self.core.blobs((), results=closed.values()))}
         self.core.load(replace(loaded, closed=closed, blobs=blobs))
-        commit = self.core.handle(inputs, self.now_us)
+        commit = self.core.handle(inputs, self.now_us, (), self.eager)
         self.apply(commit)
         self.now_us += 1_000
         for row in commit.outbox:

@@ -151,7 +151,7 @@ async def test_the_next_owner_dispatches_what_was_lost_with_a_process(
         assert await app.handle("i", flow).result(timeout=PATIENCE_S) == 1, "it is the same attempt"
         kinds = [event.kind for event in await app.history("i")]
     assert begun == 2
-    assert kinds == ["workflow.started", "activity.scheduled", "activity.completed", "workflow.completed"]
+    assert kinds[1:-1] == ["activity.scheduled", "activity.passed_on", "activity.completed"]
 
 
 async def test_a_result_that_is_recorded_and_not_heard_is_found_by_the_next_owner(
