@@ -8,7 +8,7 @@ import orjson
 
 from romancy_stream.commanding import Commanding
 from romancy_stream.engine import history as h
-from romancy_stream.engine.answers import refusal
+from romancy_stream.engine.answers import accepted, refusal
 from romancy_stream.engine.commit import CANCELLED
 from romancy_stream.errors import InstanceNotCancellableError
 from romancy_stream.store.port import Store
@@ -47,11 +47,11 @@ async def _known_answer(store: Store, command: WireEvent) -> bytes | None:
     if row is None:
         return None
     if row.status == CANCELLED:
-        return b'{"ok":true}'
+        return accepted()
     if row.finished_us is not None:
         return refusal(InstanceNotCancellableError(f"instance {command.subject} has finished: it is {row.status}"))
     asked = any(event.kind == h.WORKFLOW_CANCEL_REQUESTED for event in await store.history(command.subject))
-    return b'{"ok":true}' if asked else None
+    return accepted() if asked else None
 
 
 class Cancellable:

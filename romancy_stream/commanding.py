@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import orjson
 
 from romancy_stream.broker.port import Broker
+from romancy_stream.engine.answers import DONE
 from romancy_stream.engine.failure import decode_error
 from romancy_stream.errors import ConfigurationError, RecordRefusedError
 from romancy_stream.ids import uuid7_hex
@@ -24,9 +24,6 @@ from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode, new_event_time, require_sendable
 from romancy_stream.wire.event import Topics, WireEvent
 from romancy_stream.wire.record import OutRecord
-
-DONE: Final = b'{"ok":true'
-"""How the answer to a command begins that was not refused."""
 
 
 class Commanding:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 import orjson
 
 from romancy_stream.cancelling import Cancelling
-from romancy_stream.engine.answers import refusal
+from romancy_stream.engine.answers import accepted, refusal
 from romancy_stream.engine.commit import FAILED
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.intake import digest
@@ -204,11 +204,11 @@ class Operating(Cancelling):
             if row is not None:
                 return refusal(NotDeletableError(f"instance {instance_id} is {row.status}"))
             gone = instance_id in known.tombstones
-            return b'{"ok":true}' if gone else refusal(InstanceNotFoundError(f"no instance {instance_id!r}"))
+            return accepted() if gone else refusal(InstanceNotFoundError(f"no instance {instance_id!r}"))
         for run in range(row.run if row is not None else 0, 0, -1):
             history = await self._store.history(instance_id, run)
             if history and history[0].attrs.get("follows", {}).get("event_id") == command.id:
-                return b'{"ok":true,"run":%d}' % run
+                return accepted(run=run)
         return refusal(await self._why_not(command))
 
     async def _why_not(self, command: WireEvent) -> RomancyError:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, overload
 
 from romancy_stream.commanding import Commanding
+from romancy_stream.engine.answers import accepted
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES, encode_data
 from romancy_stream.errors import InstanceExistsError
 from romancy_stream.handle import Handle, rejection
@@ -168,7 +169,7 @@ class Starting(Commanding):
         async def look() -> bytes | None:
             row = await self._store.get_instance(instance_id)
             begun = row is not None and (row.event_source, row.event_id) == (command.source, command.id)
-            return b'{"ok":true}' if begun else None
+            return accepted() if begun else None
 
         await self._ask(command, look, answer_timeout_s=START_ANSWER_TIMEOUT_S)
 

@@ -5,7 +5,7 @@ command's id. Part of the core.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,9 +15,17 @@ from romancy_stream.engine.inputs import Received
 from romancy_stream.errors import RomancyError
 from romancy_stream.wire.event import WireEvent
 
+DONE: Final = b'{"ok":true'
+"""How the answer to a command begins that was not refused."""
+
+
+def accepted(**details: Any) -> bytes:
+    """Begins with DONE."""
+    return orjson.dumps({"ok": True, **details})
+
 
 def done(batch: Batch, part: int, command: WireEvent, **details: Any) -> None:
-    batch.answer_command(part, command, _key(command), orjson.dumps({"ok": True, **details}))
+    batch.answer_command(part, command, _key(command), accepted(**details))
 
 
 def refused(batch: Batch, part: int, command: WireEvent, error: BaseException) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from romancy_stream.engine import history as h
-from romancy_stream.engine.answers import refusal
+from romancy_stream.engine.answers import DONE, refusal
 from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.definitions import HandlerDef, HandlerKind, definition_of
 from romancy_stream.engine.failure import encode_error
@@ -38,7 +38,7 @@ from romancy_stream.wire.event import WireEvent
 if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
 
-OK: Final = b'{"ok":true,"result":'
+OK: Final = DONE + b',"result":'
 """How the answer to an update that was completed begins; the result and a brace follow, as in the history."""
 UNKNOWN_INSTANCE: Final = "unknown_instance"
 
