@@ -12,6 +12,8 @@ from romancy_stream.engine.instance import Command, LiveInstance
 from romancy_stream.engine.loop import stepping_aside
 
 START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
+_live: list[LiveInstance] = []
+"""Made since `evict_driven`."""
 
 
 class Driven:
@@ -19,6 +21,7 @@ class Driven:
 
     def __init__(self, workflow: Workflow[Any, Any], payload: bytes | None = None) -> None:
         self.live = LiveInstance(workflow, "i-1", 1, RetryPolicy.default())
+        _live.append(self.live)
         self.seq = 0
         self.commands = self.deliver(h.WORKFLOW_STARTED, None, payload)
 
@@ -40,3 +43,10 @@ class Driven:
         (command,) = self.commands
         assert command.kind == h.WORKFLOW_COMPLETED, (command, command.payload)
         return command.payload
+
+
+def evict_driven() -> None:
+    """After each test, see `conftest`."""
+    with stepping_aside():
+        while _live:
+            _live.pop().evict()

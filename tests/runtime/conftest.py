@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.tidying import no_task_is_left
 from tests.runtime.worker_kit import Bench, bench_on, embedded
+
+__all__ = ["bench", "no_task_is_left"]
 
 
 @pytest.fixture(
