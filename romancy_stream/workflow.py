@@ -169,16 +169,14 @@ class Workflow(Generic[P, R]):
     def __call__(self, ctx: WorkflowContext, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Runs the function itself, as in a unit test."""
         function: Callable[..., Coroutine[Any, Any, R]] = self.function
-        return function(*self._self(self._make(ctx)), ctx, *args, **kwargs)
+        leading = () if self._class is None else (self._make(ctx),)
+        return function(*leading, ctx, *args, **kwargs)
 
     def _make(self, ctx: WorkflowContext) -> Any:
         make: Callable[..., Any] | None = self._class
         if make is None:
             return None
         return make(ctx) if self._made_with_ctx else make()
-
-    def _self(self, made: Any) -> tuple[Any, ...]:
-        return () if self._class is None else (made,)
 
     # -- handlers of a workflow that is a function; a class has its own as methods ------------------------------------
     @property
@@ -282,7 +280,8 @@ class Workflow(Generic[P, R]):
     async def invoke(self, scope: Scope, arguments: Any) -> bytes:
         args, kwargs = arguments
         function: Callable[..., Coroutine[Any, Any, R]] = self.function
-        result = await function(*self._self(scope.handlers.target), WorkflowContext(scope), *args, **kwargs)
+        leading = () if self._class is None else (scope.handlers.target,)
+        result = await function(*leading, WorkflowContext(scope), *args, **kwargs)
         return self.parameters.result.encode(result)
 
     def decode_result(self, raw: bytes) -> R:

@@ -124,6 +124,17 @@ class EngineCore:
         return partition_for(instance_id.encode(), self.config.partitions)
 
     # -- before a batch ------------------------------------------------------------------------------------------
+    def asking(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """Those whose decision may need more than what is in memory: the usual result does not. What is asked below
+        is only to be asked of these."""
+        return [each for each in inputs if not self._is_plain_result(each)]
+
+    def _is_plain_result(self, each: Input) -> bool:
+        if not isinstance(each, Received):
+            return False
+        event = each.event
+        return isinstance(event, WireEvent) and event.type == w.ACTIVITY_COMPLETED and event.subject in self._cache
+
     def missing(self, inputs: Sequence[Input]) -> list[str]:
         """Ids of instances that the batch is about and that must be looked up in the database first."""
         wanted = dict.fromkeys(i for each in inputs for i in self._targets(each))
@@ -419,7 +430,7 @@ class EngineCore:
     def _live(self, definition: WorkflowDef, instance_id: str, run: int, blobs: Blobs = NO_BLOBS) -> LiveInstance:
         live = LiveInstance(definition, instance_id, run, self.config.default_policy, self.config.sealing)
         live.known = {**blobs, **self._known} if blobs else self._known
-        live.waits.keys, live.waits.models = self.config.event_keys, self.config.event_models
+        live.event_keys, live.event_models = self.config.event_keys, self.config.event_models
         return live
 
     def deliver(

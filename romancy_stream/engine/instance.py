@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import field, replace
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Any, Final, NoReturn
 from uuid import UUID
@@ -27,7 +27,7 @@ from romancy_stream.engine.loop import LATEST_US, WorkflowLoop, WorkflowTimer
 from romancy_stream.engine.projection import USER_TIMER
 from romancy_stream.engine.retries import FRAMEWORK_DEFAULT
 from romancy_stream.engine.sealing import PLAIN, Blobs, Sealing, is_sealed
-from romancy_stream.engine.subscriptions import Subscriptions
+from romancy_stream.engine.subscriptions import RESTORED, Subscriptions
 from romancy_stream.engine.turns import Code, Turns
 from romancy_stream.engine.waits import Waits
 from romancy_stream.errors import DuplicateActivityIdError, NonDeterminismError, PayloadError, ReadOnlyError
@@ -56,6 +56,8 @@ SEALED: Final = frozenset(
 )
 """Commands whose payload is sealed. Published events are for others to read, and errors for people."""
 
+
+_PARTS: Final = ("waits", "subscriptions", "handlers", "children", "turns")
 
 BY_ENGINE: Final = "by_engine"
 """Attribute of an end that the code did not ask for."""
@@ -114,36 +116,37 @@ class LiveInstance:
         self.following: Any = None  # arguments of the run that follows this one
         self.following_input: bytes | None = None
         self._ended = False
-        self._waits = Waits(self)
-        self._subscriptions = Subscriptions(self)
-        self._handlers = Handlers(self)
-        self._children = Children(self)
-        self._turns = Turns(self)
+        self.event_keys: Mapping[str, str | None] = {}  # see `Waits`
+        self.event_models: Mapping[str, Any] = {}
 
     # -- Scope: what workflow code sees --------------------------------------------------------------------------
     @property
     def workflow_name(self) -> str:
         return self._definition.name
 
-    @property
+    # The parts are made when they are first needed: most code needs none of them, and many instances are live at once.
+    @cached_property
     def waits(self) -> Waits:
-        return self._waits
+        return Waits(self, self.event_keys, self.event_models)
 
-    @property
+    @cached_property
     def subscriptions(self) -> Subscriptions:
-        return self._subscriptions
+        return Subscriptions(self)
 
-    @property
+    @cached_property
     def handlers(self) -> Handlers:
-        return self._handlers
+        return Handlers(self)
 
-    @property
+    @cached_property
     def children(self) -> Children:
-        return self._children
+        return Children(self)
 
-    @property
+    @cached_property
     def turns(self) -> Turns:
-        return self._turns
+        return Turns(self)
+
+    def _has(self, part: str) -> bool:
+        return part in self.__dict__
 
     @property
     def random(self) -> Random:
@@ -310,15 +313,16 @@ class LiveInstance:
         set_current_scope(self)
         try:
             self._loop.run_until_idle()
-            self._handlers.settle()
+            if self._has("handlers"):
+                self.handlers.settle()
         finally:
             set_current_scope(None)
         if self._main is not None and self._main.done():
             self._ended = True
             self._end(self._outcome(self._main))
-        elif self._handlers.failure is not None:
+        elif self._has("handlers") and self.handlers.failure is not None:
             self._ended = True
-            self._end(Command(h.WORKFLOW_FAILED, payload=encode_error(self._handlers.failure, retryable=False)))
+            self._end(Command(h.WORKFLOW_FAILED, payload=encode_error(self.handlers.failure, retryable=False)))
         commands, self._commands = self._commands, []
         self._fresh.clear()
         return commands
@@ -336,6 +340,8 @@ class LiveInstance:
             self._loop.evict()
         finally:
             set_current_scope(None)
+            for part in _PARTS:  # they hold this one: neither needs a garbage collector to go
+                self.__dict__.pop(part, None)
 
     def _started(self, event: HistoryEvent) -> None:
         self._rules = event.attrs.get("rules", 1)
@@ -343,24 +349,26 @@ class LiveInstance:
         arguments, self.arguments = self.arguments, None
         if arguments is None:
             arguments = self._definition.decode(event.payload)
-        self._waits.begin(event.attrs.get("mailbox", {}).get("events", []))
-        self._subscriptions.restore(event.attrs)
+        if "mailbox" in event.attrs:
+            self.waits.begin(event.attrs["mailbox"].get("events", []))
+        if not RESTORED.isdisjoint(event.attrs):
+            self.subscriptions.restore(event.attrs)
         set_current_scope(self)
         code: Code = partial(self._definition.invoke, self, arguments)
         begin_us, slot = event.attrs.get("begin_us", 0), event.attrs.get("slot")
         if slot is not None and "recurred" not in event.attrs:
-            code = partial(self._turns.in_turn, slot, code)
+            code = partial(self.turns.in_turn, slot, code)
         if begin_us > event.at_us:
             code = partial(self._later, begin_us, code)
         if slot is not None and "recurred" in event.attrs:  # at once: it has that of the run before
-            code = partial(self._turns.in_turn, slot, code)
-        if self._rules >= PATIENT_HANDLERS:
-            self._turns.hold_back((begin_us > event.at_us) + (slot is not None))
+            code = partial(self.turns.in_turn, slot, code)
+        if self._rules >= PATIENT_HANDLERS and (ahead := (begin_us > event.at_us) + (slot is not None)):
+            self.turns.hold_back(ahead)
         self._main = self._loop.create_task(code(), name=self.instance_id, context=Context())
 
     async def _later(self, begin_us: int, code: Code) -> bytes:
         await self.start_timer(begin_us)
-        self._turns.let_go()
+        self.turns.let_go()
         return await code()
 
     def _activity_completed(self, event: HistoryEvent) -> None:
@@ -397,9 +405,9 @@ class LiveInstance:
 
     def _carried(self) -> dict[str, Any]:
         """What the next run gets of this one, beside its input."""
-        unread = (("events", self._waits.left()), ("messages", self._subscriptions.unread()))
+        unread = (("events", self.waits.left()), ("messages", self.subscriptions.unread()))
         mailbox = {name: left for name, left in unread if left}
-        return self._subscriptions.carried() | ({"mailbox": mailbox} if mailbox else {})
+        return self.subscriptions.carried() | ({"mailbox": mailbox} if mailbox else {})
 
     def _outcome(self, main: asyncio.Task[bytes]) -> Command:
         if main.cancelled():

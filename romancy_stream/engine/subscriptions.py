@@ -54,6 +54,9 @@ class _Joining:
     futures: list[asyncio.Future[None]] = field(default_factory=list)
 
 
+RESTORED: Final = frozenset({"subscriptions", "groups", "mailbox"})
+
+
 class Subscriptions:
     def __init__(self, live: LiveInstance) -> None:
         self._live = live
@@ -193,7 +196,7 @@ class Subscriptions:
         ]
 
     def restore(self, attrs: Mapping[str, Any]) -> None:
-        """`attrs` of `workflow.started`. Before the code runs."""
+        """`attrs` of `workflow.started`, where any of RESTORED is among them. Before the code runs."""
         self._modes = dict(attrs.get("subscriptions", {}))
         self._groups = dict.fromkeys(attrs.get("groups", ()))
         for each in attrs.get("mailbox", {}).get("messages", ()):

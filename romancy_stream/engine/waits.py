@@ -46,9 +46,9 @@ class Waits:
     """`keys`: event type -> the field that it is routed by; `models`: event type -> the type of its data. As the app
     declares them."""
 
-    def __init__(self, live: LiveInstance) -> None:
-        self.keys: Mapping[str, str | None] = {}
-        self.models: Mapping[str, Any] = {}
+    def __init__(self, live: LiveInstance, keys: Mapping[str, str | None], models: Mapping[str, Any]) -> None:
+        self.keys = keys
+        self.models = models
         self._live = live
         self._open: dict[str, Wait] = {}
         self._mailbox: list[Arrived] = []

@@ -431,23 +431,24 @@ class Processor:
 
     async def _prepare(self, inputs: Sequence[Input], now_us: int) -> bool:
         """Gives the core what it has to know before it decides. False: the state was read anew meanwhile."""
-        if self._is_behind(inputs) and not await self._settle():
+        asking = self.core.asking(inputs)
+        if self._is_behind(asking) and not await self._settle():
             return False
-        loaded = await self._load(inputs)
+        loaded = await self._load(inputs, asking)
         self.core.load(loaded)
         more: dict[str, Any] = {}
-        prefixes = self.core.prefixes(inputs)
+        prefixes = self.core.prefixes(asking)
         if prefixes and not await self._settle():
             return False
         if prefixes:
             more["prefixes"] = await self._patience.ask(lambda: self._store.history_prefixes(prefixes))
-        if beating := self.core.beating(inputs):
+        if beating := self.core.beating(asking):
             more["heartbeats"] = await self._patience.ask(lambda: self._store.heartbeats(beating))
         if more:
             blobs = await self._blobs(self.core.blobs((), more.get("prefixes", {}).values()))
             loaded = replace(loaded, histories={}, entities={}, blobs={**loaded.blobs, **blobs}, **more)
             self.core.load(loaded)
-        closings = self.core.closings(inputs, now_us)
+        closings = self.core.closings(asking, now_us)
         if closings and not await self._settle():
             return False
         if closings:
@@ -456,9 +457,10 @@ class Processor:
             self.core.load(replace(loaded, histories={}, entities={}, closed=closed, blobs=blobs))
         return True
 
-    async def _load(self, inputs: Sequence[Input]) -> Loaded:
+    async def _load(self, inputs: Sequence[Input], asking: Sequence[Input]) -> Loaded:
+        """`asking`: see `EngineCore.asking`. The others too may bring payloads that are kept elsewhere."""
         found: dict[str, Any] = {}
-        if missing := self.core.missing(inputs):
+        if missing := self.core.missing(asking):
             known = await self._patience.ask(lambda: self._store.known(missing))
             open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
             histories = await self._patience.ask(lambda: self._store.histories(open_ids)) if open_ids else {}
@@ -469,9 +471,9 @@ class Processor:
                 "histories": {i: list(events) for i, events in histories.items()},
             }
         found["blobs"] = await self._blobs(self.core.blobs(inputs, found.get("histories", {}).values()))
-        if names := self.core.missing_entities(inputs):
+        if names := self.core.missing_entities(asking):
             found["entities"] = await self._patience.ask(lambda: self._store.entities(names))
-        if keys := self.core.intake_keys(inputs):
+        if keys := self.core.intake_keys(asking):
             found["taken_in"] = frozenset(await self._patience.ask(lambda: self._store.taken_in(keys)))
         return Loaded(**found)
 
@@ -551,7 +553,7 @@ class Processor:
             self._passed_by.append(one)
             return  # the next sweep comes upon it again; what is parked stays parked
         else:
-            self.core.load(await self._load([one]))
+            self.core.load(await self._load([one], [one]))
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)

@@ -93,7 +93,8 @@ class Tables:
 
     def prefetch(self, core: EngineCore, inputs: Sequence[Input]) -> Loaded:
         """Gives the core all but the claims on activities that it may give up on; returns it, for those to be added."""
-        missing = core.missing(inputs)
+        asking = core.asking(inputs)
+        missing = core.missing(asking)
         known = {i: self.instances[i] for i in missing if i in self.instances}
         histories = {i: self.run_of(i, row.run) for i, row in known.items() if row.finished_us is None}
         loaded = Loaded(
@@ -101,13 +102,13 @@ class Tables:
             {i: self.rejections[i] for i in missing if i in self.rejections},
             histories,
             tombstones={i: self.tombstones[i] for i in missing if i in self.tombstones},
-            entities={name: self._entity(name) for name in core.missing_entities(inputs) if name in self.entities},
-            taken_in=frozenset(key for key in core.intake_keys(inputs) if key in self.intake),
+            entities={name: self._entity(name) for name in core.missing_entities(asking) if name in self.entities},
+            taken_in=frozenset(key for key in core.intake_keys(asking) if key in self.intake),
             blobs=self.known_blobs(core.blobs(inputs, histories.values())),
         )
         core.load(loaded)
-        prefixes = {(i, run): self.run_of(i, run) for i, run in core.prefixes(inputs)}
-        heartbeats = {key: self.heartbeats[key] for key in core.beating(inputs) if key in self.heartbeats}
+        prefixes = {(i, run): self.run_of(i, run) for i, run in core.prefixes(asking)}
+        heartbeats = {key: self.heartbeats[key] for key in core.beating(asking) if key in self.heartbeats}
         blobs = {**loaded.blobs, **self.known_blobs(core.blobs((), prefixes.values()))}
         loaded = replace(loaded, histories={}, entities={}, prefixes=prefixes, heartbeats=heartbeats, blobs=blobs)
         core.load(loaded)

@@ -70,13 +70,14 @@ class Burst(World):
         assert len(inputs) == self.size
 
         def decided() -> None:
-            core.missing(inputs)  # the database would know none of them
-            core.missing_entities(inputs)
-            core.intake_keys(inputs)
+            asking = core.asking(inputs)
+            core.missing(asking)  # the database would know none of them
+            core.missing_entities(asking)
+            core.intake_keys(asking)
             core.load(Loaded())
-            core.prefixes(inputs)
-            core.beating(inputs)
-            core.closings(inputs, self.now_us)
+            core.prefixes(asking)
+            core.beating(asking)
+            core.closings(asking, self.now_us)
             self.commit = core.handle(inputs, self.now_us, (), EagerRoom("here", {"default": self.size}))
 
         self.cost[name] = calls(decided)
