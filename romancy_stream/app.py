@@ -18,7 +18,7 @@ from romancy_stream.activity import DEFAULT_QUEUE, ActivityDefiner, checked_queu
 from romancy_stream.broker.port import Broker
 from romancy_stream.client import BaseClient, Client
 from romancy_stream.engine.config import CHANNEL_RETENTION_S, EVENT_TTL_S
-from romancy_stream.errors import ConfigurationError
+from romancy_stream.errors import ConfigurationError, InvalidPathError
 from romancy_stream.events import EventType
 from romancy_stream.listening import Listener
 from romancy_stream.payloads import Payloads
@@ -34,6 +34,8 @@ from romancy_stream.schedule import CATCH_UP, Overlap, Schedule, whole_seconds
 from romancy_stream.schedule_workflow import ScheduleWorkflow
 from romancy_stream.scheduling import Declared, first_state
 from romancy_stream.spans import in_seconds
+from romancy_stream.store.paths import parse_path
+from romancy_stream.store.searchable import SEARCHABLE_CHARS, SEARCHABLE_MAX
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.workflow import I, Startable, Workflow, WorkflowDefiner, decorated, define_workflow
 
@@ -60,6 +62,9 @@ class App(BaseClient):
     channel that nobody takes, `dedup_window`: how long an event is known by its source and id, `retention`: how long
     finished instances are kept, None for ever; in seconds, or a timedelta.
 
+    `searchable`: paths of inputs, such as "customer.id", that `find_instances` finds by an index on SQLite and MariaDB
+    too; PostgreSQL has one of all paths.
+
     `payloads`: encrypts payloads, and keeps large ones elsewhere; the same in every process, clients too.
     """
 
@@ -80,6 +85,7 @@ class App(BaseClient):
         channel_retention: float | timedelta = CHANNEL_RETENTION_S,
         dedup_window: float | timedelta = DEDUP_WINDOW_S,
         retention: float | timedelta | None = None,
+        searchable: Sequence[str] = (),
         payloads: Payloads | None = None,
     ) -> None:
         self.namespace = name or os.environ.get("ROMANCY_NAMESPACE") or ""
@@ -107,6 +113,7 @@ class App(BaseClient):
         self._channel_retention_s = _seconds("channel_retention", channel_retention, 1)
         self._dedup_window_s = _seconds("dedup_window", dedup_window, 1)
         self._retention_s = None if retention is None else _seconds("retention", retention, 0)
+        self.searchable = _searchable(searchable)
         if payloads is not None:
             if not isinstance(payloads, Payloads):
                 raise ConfigurationError(f"payloads must be Payloads(...), not {payloads!r}")
@@ -383,6 +390,7 @@ class App(BaseClient):
             channel_retention_s=self._channel_retention_s,
             dedup_window_s=self._dedup_window_s,
             retention_s=self._retention_s,
+            searchable=self.searchable,
             listeners=tuple(self._listeners),
             sealer=self._sealer,
         )
@@ -403,6 +411,19 @@ class App(BaseClient):
         raise ConfigurationError(
             f'broker must be "embedded://folder" or "kafka://host:port[,host:port]", not {self.broker_url!r}'
         )
+
+
+def _searchable(paths: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(paths, str) or len(paths) > SEARCHABLE_MAX:
+        raise ConfigurationError(f"searchable is a list of at most {SEARCHABLE_MAX} paths, not {paths!r}")
+    for path in paths:
+        try:
+            parse_path(path)
+        except InvalidPathError as error:
+            raise ConfigurationError(f"searchable: {error}") from None
+        if len(path) > SEARCHABLE_CHARS:
+            raise ConfigurationError(f"searchable: {path[:40]!r}… is longer than {SEARCHABLE_CHARS} characters")
+    return tuple(dict.fromkeys(paths))
 
 
 def _seconds(name: str, given: float | timedelta, least: int) -> float:

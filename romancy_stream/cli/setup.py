@@ -55,6 +55,7 @@ async def _migrate(app: App) -> None:
     async with opened_store(app, tables=False) as store:
         applied = await store.migrate()
         await store.prepare(app.namespace, app.partitions)
+        await store.make_searchable(app.searchable)
     _report("migration", applied)
 
 

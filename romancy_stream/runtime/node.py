@@ -58,6 +58,7 @@ class NodeConfig:
     channel_retention_s: float = CHANNEL_RETENTION_S
     dedup_window_s: float = DEDUP_WINDOW_S
     retention_s: float | None = None
+    searchable: tuple[str, ...] = ()  # paths of inputs
     listeners: tuple[Listener, ...] = ()
     sealer: Sealer = OPEN
 
@@ -207,6 +208,7 @@ async def initialise(config: NodeConfig, broker: Broker, store: SqlStore) -> tup
     """Migrations and topics that are missing; returns their names. Safe among processes that start together."""
     migrations = await store.migrate()
     await store.prepare(config.namespace, config.partitions)
+    await store.make_searchable(config.searchable)
     topics = await broker.create_topics(topic_specs(config.namespace, config.partitions, config.all_queues))
     return migrations, topics
 

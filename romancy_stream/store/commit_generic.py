@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
-from romancy_stream.engine.commit import Commit, Mark
+from romancy_stream.engine.commit import Commit, InstanceRow, Mark
 from romancy_stream.store.clocks import MY_CLOCK, clock_us
 from romancy_stream.store.database import MYSQL
-from romancy_stream.store.writes import UPDATES_AS_UPSERT, WRITES, Action, Row, Write
+from romancy_stream.store.searchable import SearchedPath, rows_of
+from romancy_stream.store.writes import UPDATES_AS_UPSERT, VALUES_GONE, VALUES_MADE, WRITES, Action, Row, Write
 
 KEYS_PER_STATEMENT: Final = 200  # on MySQL: beyond some memory its optimizer gives up on the index ranges of a DELETE
 
@@ -28,7 +29,8 @@ def fence(marks: Sequence[Mark], dialect: str) -> tuple[str, Row]:
     return f"UPDATE romancy_partitions SET {sets} WHERE {where}", tuple(values)
 
 
-def statements(commit: Commit, dialect: str) -> Iterator[Statement]:
+def statements(commit: Commit, dialect: str, searched: Sequence[SearchedPath] = ()) -> Iterator[Statement]:
+    """`searched`: the paths of inputs whose values are kept."""
     for write in WRITES:
         if not (items := getattr(commit, write.part)):
             continue
@@ -46,6 +48,18 @@ def statements(commit: Commit, dialect: str) -> Iterator[Statement]:
             yield text_of_write(write, dialect), [(*row, now_us) for row in rows]
         else:
             yield text_of_write(write, dialect), rows
+    if searched and commit.instances:
+        yield from _values(commit.instances, dialect, searched)
+
+
+def _values(rows: Sequence[InstanceRow], dialect: str, searched: Sequence[SearchedPath]) -> Iterator[Statement]:
+    again = [(row.instance_id,) for row in rows if row.run > 1]
+    if again and dialect == MYSQL:
+        yield from _deletes(VALUES_GONE, again)
+    elif again:
+        yield text_of_write(VALUES_GONE, dialect), again
+    if values := sorted(rows_of(rows, searched)):
+        yield text_of_write(VALUES_MADE, dialect), values
 
 
 def _deletes(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
@@ -72,7 +86,7 @@ def _as_it_was(write: Write) -> str:
     return f"ON DUPLICATE KEY UPDATE {key} = {key}"
 
 
-@lru_cache(maxsize=2 * (len(WRITES) + 1))
+@lru_cache(maxsize=2 * (len(WRITES) + 3))
 def text_of_write(write: Write, dialect: str) -> str:
     """For one row."""
     mark = "%s" if dialect == MYSQL else "?"

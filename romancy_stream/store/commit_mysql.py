@@ -3,6 +3,7 @@ transaction of a deadlock's victim, so it is simply run again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import text
@@ -14,12 +15,14 @@ from romancy_stream.store.clocks import MY_CLOCK
 from romancy_stream.store.commit_generic import fence, statements
 from romancy_stream.store.database import MYSQL, Database, finished
 from romancy_stream.store.failures import MY_RETRY, code_of, is_lost, translating
+from romancy_stream.store.searchable import SearchedPath
 
 DEADLOCK_TRIES: Final = 5  # gap locks make innocent deadlocks; InnoDB finds them at once, so a try is cheap
 
 
 class MysqlCommitter:
     def __init__(self, db: Database) -> None:
+        self.searched: Sequence[SearchedPath] = ()
         self._db = db
 
     async def close(self) -> None:
@@ -56,6 +59,6 @@ class MysqlCommitter:
             result = await connection.exec_driver_sql(text_of_fence, values)
             if result.rowcount != len(commit.marks):
                 raise FencedError("another owner has taken over a partition of this commit")
-        for statement, rows in statements(commit, MYSQL):
+        for statement, rows in statements(commit, MYSQL, self.searched):
             await connection.exec_driver_sql(statement, list(rows))
         return int((await connection.execute(text(f"SELECT {MY_CLOCK}"))).scalar_one())

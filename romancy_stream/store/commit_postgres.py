@@ -20,6 +20,7 @@ from romancy_stream.errors import CommitUnknownError, FencedError
 from romancy_stream.store.clocks import PG_CLOCK
 from romancy_stream.store.database import Database, finished
 from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated, translating
+from romancy_stream.store.searchable import SearchedPath
 from romancy_stream.store.writes import WRITES, Action, Row, Write, pg_cast, pg_type
 
 DEADLOCK_TRIES: Final = 3  # a deadlock undid everything; more than this many in a row is not a coincidence
@@ -43,6 +44,7 @@ _END: Final = f"SELECT {PG_CLOCK} / {_ALL_FENCED}"
 
 class PostgresCommitter:
     def __init__(self, db: Database) -> None:
+        self.searched: Sequence[SearchedPath] = ()  # never: an index has all paths
         self._db = db
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from romancy_stream.engine.commit import Commit
@@ -13,12 +14,14 @@ from romancy_stream.store.clocks import clock_us
 from romancy_stream.store.commit_generic import fence, statements
 from romancy_stream.store.database import SQLITE, Database, connect_sqlite, finished
 from romancy_stream.store.failures import translating
+from romancy_stream.store.searchable import SearchedPath
 
 
 class SqliteCommitter:
     """The file is local, so a commit that fails has not happened: there is no unknown outcome here."""
 
     def __init__(self, db: Database) -> None:
+        self.searched: Sequence[SearchedPath] = ()
         self._db = db
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
@@ -44,7 +47,7 @@ class SqliteCommitter:
         try:
             if commit.marks and connection.execute(*fence(commit.marks, SQLITE)).rowcount != len(commit.marks):
                 raise FencedError("another owner has taken over a partition of this commit")
-            for text, rows in statements(commit, SQLITE):
+            for text, rows in statements(commit, SQLITE, self.searched):
                 connection.executemany(text, rows)
             connection.execute("COMMIT")
         except BaseException:

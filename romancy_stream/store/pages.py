@@ -11,12 +11,11 @@ import binascii
 import hashlib
 import json
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Final
 
 from romancy_stream.engine.fields import storable
 from romancy_stream.errors import InvalidPageTokenError
-from romancy_stream.store.paths import InputFilter, Scalar
+from romancy_stream.store.paths import InputFilter, tagged
 from romancy_stream.store.port import InstanceQuery
 
 PAGE_ROWS_MAX: Final = 1000  # rows carry whole inputs and outputs
@@ -53,19 +52,9 @@ def fingerprint(query: InstanceQuery, filters: tuple[InputFilter, ...]) -> str:
         query.finished_before_us,
         query.finished,
         query.hides,
-        [[wanted.path, *_tagged(wanted.value)] for wanted in filters],
+        [[wanted.path, *tagged(wanted.value)] for wanted in filters],
     ]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
-
-
-def _tagged(value: Scalar) -> list[str | bool | None]:
-    if isinstance(value, Decimal):
-        sign, digits, exponent = value.as_tuple()
-        text = "".join(map(str, digits)).lstrip("0")
-        plain = text.rstrip("0")
-        # 5, 5.0 and 50E-1 are one number. Not normalize(): it rounds to the context's precision.
-        return ["number", f"{'-' * sign}{plain}E{int(exponent) + len(text) - len(plain)}" if plain else "0"]
-    return ["other", value]
 
 
 def make_token(cursor: Cursor, filters_fingerprint: str) -> str:

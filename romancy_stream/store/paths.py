@@ -54,6 +54,11 @@ class InputFilter:
         """True where no document can hold the value, since no database stores it."""
         return isinstance(self.value, str) and not storable(self.value)
 
+    @staticmethod
+    def can_ask_for(value: object) -> bool:
+        """`value`: out of what `read_document` gave."""
+        return value is None or isinstance(value, str | Decimal | bool)
+
     def matches(self, document: object) -> bool:
         """`document`: what `read_document` gave."""
         found = follow(document, self.segments)
@@ -82,6 +87,17 @@ def parse_path(path: str) -> tuple[str, ...]:
     if len(segments) > SEGMENTS_MAX:
         raise InvalidPathError(f"path {path!r} is {len(segments)} levels deep; at most {SEGMENTS_MAX} are possible")
     return segments
+
+
+def tagged(value: Scalar) -> list[str | bool | None]:
+    """As JSON that is the same for values that are equal."""
+    if isinstance(value, Decimal):
+        sign, digits, exponent = value.as_tuple()
+        text = "".join(map(str, digits)).lstrip("0")
+        plain = text.rstrip("0")
+        # 5, 5.0 and 50E-1 are one number. Not normalize(): it rounds to the context's precision.
+        return ["number", f"{'-' * sign}{plain}E{int(exponent) + len(text) - len(plain)}" if plain else "0"]
+    return ["other", value]
 
 
 def read_document(raw: bytes | None) -> object:

@@ -169,6 +169,11 @@ class Store(Protocol):
         with the way out, when they differ."""
         ...
 
+    async def make_searchable(self, paths: Sequence[str]) -> list[str]:
+        """After `prepare`: searches by these paths of the input need not read all instances from here on. Returns those
+        that are new; each owner is fenced off once for them. Nothing to do where every path has an index."""
+        ...
+
     async def now_us(self) -> int:
         """The database's clock."""
         ...

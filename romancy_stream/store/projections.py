@@ -19,6 +19,7 @@ from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
 from romancy_stream.store.keys import chunks
+from romancy_stream.store.searchable import insert_values, rows_of, searched_paths
 
 IDS_PER_STATEMENT: Final = 500  # far below every driver's limit of parameters
 ROWS_PER_STATEMENT: Final = 500  # rows hold whole inputs and outputs
@@ -114,8 +115,18 @@ class Projections:
                 for some in chunks(sorted(listed), IDS_PER_STATEMENT):
                     await connection.execute(delete(table).where(table.c.instance_id.in_(some)))
             await self._insert(connection, tables.instances, [_values(row) for row in instances])
+            await self._replace_values(connection, sorted(listed), instances)
             await self._insert(connection, tables.activities, [_values(row) for row in activities])
             await self._insert(connection, tables.timers, [_values(row) for row in timers])
+
+    async def _replace_values(
+        self, connection: AsyncConnection, ids: Sequence[str], instances: Sequence[InstanceRow]
+    ) -> None:
+        if searched := await searched_paths(connection):
+            for some in chunks(ids, IDS_PER_STATEMENT):
+                gone = delete(tables.input_values).where(tables.input_values.c.instance_id.in_(some))
+                await connection.execute(gone)
+            await insert_values(connection, self.db.dialect, rows_of(instances, searched))
 
     async def _insert(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
         # JSON goes in as text: SQLAlchemy's JSON type would quote it once more.

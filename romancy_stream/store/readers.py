@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Select,
+    Table,
     TextClause,
     delete,
     func,
@@ -38,6 +39,7 @@ from romancy_stream.store.database import POSTGRESQL
 from romancy_stream.store.keys import IDS_PER_STATEMENT, chunks
 from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery
 from romancy_stream.store.projections import Projections
+from romancy_stream.store.searchable import marks_kept
 from romancy_stream.wire.event import RESERVED_PREFIX
 
 RUN_MAX: Final = 2**31 - 1  # what the column holds
@@ -67,15 +69,50 @@ class Readers(Projections):
         if search.impossible:
             return InstancePage([], None)
         rows: list[InstanceRow] = []
-        async with self.db.reading("list instances") as connection:
-            few = await self._few(connection, search)
-            found = self._in_order(connection, search) if few is None else self._by_key(connection, few, query.limit)
-            async with contextlib.aclosing(found):
-                async for some in found:  # more than once where Python turned rows down
-                    rows += filter(search.matches, some)
-                    if len(rows) > query.limit:  # one more than asked for tells whether there are more
-                        break
+        async with (
+            self.db.reading("list instances") as connection,
+            contextlib.aclosing(await self._found(connection, search)) as found,
+        ):
+            async for some in found:  # more than once where Python turned rows down
+                rows += filter(search.matches, some)
+                if len(rows) > query.limit:  # one more than asked for tells whether there are more
+                    break
         return _page(rows, query.limit, search.fingerprint)
+
+    async def _found(self, connection: AsyncConnection, search: _Search) -> AsyncGenerator[list[InstanceRow]]:
+        """Rows in the order of the list, by the way that is shortest."""
+        if search.filters and self.db.dialect != POSTGRESQL:
+            kept = await marks_kept(connection, search.filters)
+            if kept:
+                return self._by_value(connection, search, await _rarest(connection, kept))
+        few = await self._few(connection, search)
+        if few is not None:
+            return self._by_key(connection, few, search.query.limit)
+        return self._in_order(connection, search)
+
+    async def _by_value(
+        self, connection: AsyncConnection, search: _Search, mark: int
+    ) -> AsyncGenerator[list[InstanceRow]]:
+        """Along the index of what stands in inputs, newest first, more at a time each time."""
+        table, values, dialect = tables.instances, tables.input_values, self.db.dialect
+        order = (values.c.started_us.desc(), values.c.instance_id.desc())
+        after, size = search.after, search.query.limit + 1
+        while True:
+            keys = select(values.c.started_us, values.c.instance_id).where(
+                values.c.value == mark, *search.started(values), *_behind(after, dialect, values)
+            )
+            page = (await connection.execute(keys.order_by(*order).limit(size))).all()
+            ids = [key.instance_id for key in page]
+            for some in chunks(ids, IDS_PER_STATEMENT):
+                found = select(*selects.columns(table, InstanceRow, dialect)).where(
+                    table.c.instance_id.in_(some), *search.conditions(dialect)
+                )
+                rows = {row.instance_id: row for row in map(selects.instance_row, await connection.execute(found))}
+                yield [rows[instance_id] for instance_id in some if instance_id in rows]
+            if len(page) < size:
+                return
+            after = pages.Cursor(*page[-1])
+            size = min(2 * size, pages.PAGE_ROWS_MAX)
 
     async def _in_order(self, connection: AsyncConnection, search: _Search) -> AsyncGenerator[list[InstanceRow]]:
         """Along the index of starts, newest first, more at a time each time."""
@@ -98,7 +135,7 @@ class Readers(Projections):
         """Ids in the order of the list, where an index of inputs knows that they are few. None: it does not, and then
         the next page is not far on the way along the index of starts."""
         table, dialect = tables.instances, self.db.dialect
-        if not search.filters or dialect != POSTGRESQL:
+        if not search.filters or dialect != POSTGRESQL:  # which has an index of all inputs
             return None
         await connection.execute(_PLAN_EACH)
         found = select(table.c.started_us, table.c.instance_id).where(
@@ -233,10 +270,7 @@ class _Search:
             found.append(_contains(table.c.instance_id, query.instance_id, dialect))
         if query.status is not None:
             found.append(table.c.status == query.status)
-        if query.started_after_us is not None:
-            found.append(table.c.started_us >= _int64(query.started_after_us))
-        if query.started_before_us is not None:
-            found.append(table.c.started_us < _int64(query.started_before_us))
+        found += self.started(table)
         if query.finished_before_us is not None:
             found.append(table.c.finished_us < _int64(query.finished_before_us))
         if query.finished is not None:
@@ -245,6 +279,15 @@ class _Search:
             found.append(table.c.parent_id == query.parent_id)
         if query.parked is not None:
             found.append(table.c.parked.is_not(None) if query.parked else table.c.parked.is_(None))
+        return found
+
+    def started(self, table: Table) -> list[ColumnElement[bool]]:
+        query = self.query
+        found: list[ColumnElement[bool]] = []
+        if query.started_after_us is not None:
+            found.append(table.c.started_us >= _int64(query.started_after_us))
+        if query.started_before_us is not None:
+            found.append(table.c.started_us < _int64(query.started_before_us))
         return found
 
     def matches(self, row: InstanceRow) -> bool:
@@ -266,10 +309,20 @@ def _page(rows: list[InstanceRow], limit: int, fingerprint: str) -> InstancePage
     return InstancePage(rows[:limit], pages.make_token(pages.Cursor(last.started_us, last.instance_id), fingerprint))
 
 
-def _behind(after: pages.Cursor | None, dialect: str) -> list[ColumnElement[bool]]:
+async def _rarest(connection: AsyncConnection, marks: Sequence[int]) -> int:
+    """Of those, the one with the fewest rows, as far as it pays to count."""
+    if len(marks) == 1:
+        return marks[0]
+    counts = []
+    for mark in marks:
+        some = select(tables.input_values.c.instance_id).where(tables.input_values.c.value == mark).limit(FEW)
+        counts.append((await connection.execute(select(func.count()).select_from(some.subquery()))).scalar_one())
+    return marks[counts.index(min(counts))]
+
+
+def _behind(after: pages.Cursor | None, dialect: str, table: Table = tables.instances) -> list[ColumnElement[bool]]:
     if after is None:
         return []
-    table = tables.instances
     started, instance_id = table.c.started_us, _bytewise(table.c.instance_id, dialect)
     return [started <= after.started_us, or_(started < after.started_us, instance_id < after.instance_id)]
 

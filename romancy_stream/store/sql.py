@@ -3,6 +3,7 @@ commit gets the implementation of its dialect."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from romancy_stream.engine.commit import Commit
@@ -18,15 +19,18 @@ from romancy_stream.store.ownership import Ownership
 from romancy_stream.store.prefetch import Prefetch
 from romancy_stream.store.readers import Readers
 from romancy_stream.store.results import Results
+from romancy_stream.store.searchable import Searchable, SearchedPath
 from romancy_stream.store.versions import Versions
 
 
 class Committer(Protocol):
+    searched: Sequence[SearchedPath]
+
     async def commit(self, commit: Commit) -> int: ...
     async def close(self) -> None: ...
 
 
-class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Versions, Readers):
+class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Versions, Searchable, Readers):
     """`url` is a plain one: postgresql://, mysql://, mariadb:// or sqlite:///path."""
 
     db: Database
@@ -44,6 +48,12 @@ class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Vers
 
     async def migrate(self) -> list[str]:
         return await migrate(self.db)
+
+    async def take_over(self, parts: Sequence[int], owner: str) -> Mapping[int, int]:
+        """And learns which paths of inputs are searched: whoever names another raises the epoch after that."""
+        epochs = await super().take_over(parts, owner)
+        self._committer.searched = await self.searched()
+        return epochs
 
     async def commit(self, commit: Commit) -> int:
         return await self._committer.commit(commit)

@@ -129,7 +129,7 @@ instances = Table(
     Index("romancy_instances_open", "part", postgresql_where=_OPEN).ddl_if(dialect="postgresql"),
     Index("romancy_instances_open", "part", sqlite_where=_OPEN).ddl_if(dialect="sqlite"),
     *_partial("romancy_instances_parent", "parent_id", where=_CHILD),
-    # For searches by input. SQLite and MySQL have nothing like it.
+    # For searches by input. SQLite and MySQL have nothing like it, but `input_values`.
     Index(
         "romancy_instances_input",
         "input",
@@ -143,6 +143,18 @@ instances = Table(
     Index("romancy_instances_parked", "part", postgresql_where=_PARKED).ddl_if(dialect="postgresql"),
     Index("romancy_instances_parked", "part", sqlite_where=_PARKED).ddl_if(dialect="sqlite"),
     Index("romancy_instances_parked", "part", "parked", mysql_length={"parked": 1}).ddl_if(dialect="mysql"),
+)
+searchable = Table(
+    "romancy_searchable", metadata, Column("path", _Id, primary_key=True), Column("filled_us", BigInteger)
+)
+input_values = Table(
+    "romancy_input_values",
+    metadata,
+    Column("instance_id", _Id),
+    Column("value", BigInteger),
+    Column("started_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("instance_id", "value"),
+    Index("romancy_input_values_value", "value", "started_us", "instance_id"),
 )
 activities = Table(
     "romancy_activities",

@@ -250,6 +250,7 @@ def _all(table: Table, *without: str) -> tuple[str, ...]:
 _OF_AN_INSTANCE: Final = (
     tables.history,
     tables.instances,
+    tables.input_values,  # after the instance: who fills it in holds on to that
     tables.activities,
     tables.activity_results,
     tables.timers,
@@ -286,6 +287,11 @@ WRITES: Final[tuple[Write, ...]] = (
     Write("outbox_refused", tables.outbox, Action.UPDATE, ("refused", "part", "position"), _refused),
     Write("dead_letters", tables.dead_letters, Action.UPSERT, _all(tables.dead_letters), _dead_letter),
     Write("rejections", tables.rejections, Action.UPSERT, _all(tables.rejections), _rejection),
+)
+# Where paths of inputs are searched: of a run after the first, those of the run before go.
+VALUES_GONE: Final = Write("instances", tables.input_values, Action.DELETE, _BY_INSTANCE, _alone, by=_BY_INSTANCE)
+VALUES_MADE: Final = Write(
+    "instances", tables.input_values, Action.INSERT_MISSING, _all(tables.input_values), _as_it_is
 )
 # MySQL has no update of many rows by key in one statement, other than an upsert that always finds its row.
 UPDATES_AS_UPSERT: Final = Write(
