@@ -16,7 +16,7 @@ from romancy_stream.engine.commit import COMPLETED
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.mail import Mail
-from romancy_stream.engine.outgoing import child_event_id
+from romancy_stream.engine.outgoing import began_child
 from romancy_stream.errors import (
     InstanceExistsError,
     InvalidInputError,
@@ -90,7 +90,7 @@ def _begin(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> N
     workflow = mail.meta["workflow"]
     parent = {"id": mail.instance_id, "run": mail.meta["run"], "ref": mail.ref, "close": mail.meta["close"]}
     attrs: dict[str, Any] = {name: mail.meta[name] for name in ("begin_us", *_HANDED_DOWN) if name in mail.meta}
-    ours = _is_ours_already(core, batch, mail)
+    ours = _is_ours_already(core, batch, entry, mail)
     if ours and entry is not None and entry.state.finished is None:
         batch.record(entry, h.WORKFLOW_ADOPTED, None, {"parent": parent})
         return
@@ -98,7 +98,7 @@ def _begin(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> N
         return
     try:
         if not ours and core.exists(mail.to) is not None:
-            raise InstanceExistsError(f"instance {mail.to} exists")
+            raise InstanceExistsError(f"instance {mail.to} exists: give the child another id, or none")
         if workflow not in core.workflows:
             raise UnknownWorkflowError(core.starts.nobody_has(workflow))
         core.starts.child(batch, mail, workflow, parent, attrs)
@@ -107,14 +107,19 @@ def _begin(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> N
         rejected(core, batch, mail, error)
 
 
-def _is_ours_already(core: EngineCore, batch: Batch, mail: Mail) -> bool:
-    """A child under an id of its own, whose parent was reset or retried: the same step of a run before has started
-    it."""
+def _is_ours_already(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> bool:
+    """A child under an id of its own, whose parent was reset or retried: a run before has started it. Not where it is
+    open and this run has it already, or where it is of another workflow: the code has given one id to two children."""
     known = core.exists(mail.to)
     if known is None or known[0] != batch.source or "since" not in mail.meta:
         return False
+    if entry is not None and entry.state.finished is None:
+        parent = entry.state.parent
+        taken = parent is not None and (parent["id"], parent["run"]) == (mail.instance_id, mail.meta["run"])
+        if taken or entry.state.workflow != mail.meta["workflow"]:
+            return False
     runs = range(max(mail.meta["since"], mail.meta["run"] - RUNS_LOOKED_BACK), mail.meta["run"])
-    return any(known[1] == child_event_id(mail.instance_id, run, mail.ref) for run in runs)
+    return any(began_child(known[1], mail.instance_id, run, mail.ref) for run in runs)
 
 
 def _completed_before(core: EngineCore, batch: Batch, entry: Entry | None, mail: Mail) -> bool:

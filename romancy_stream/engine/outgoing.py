@@ -29,6 +29,12 @@ def child_event_id(parent_id: str, run: int, ref: str | None) -> str:
     return short_id(f"{parent_id}/{run}/{ref}")
 
 
+def began_child(event_id: str, parent_id: str, run: int, ref: str | None) -> bool:
+    """Whether that run of the parent began a child by this event: with `ref`, or with another one, as far as an id that
+    is not too long tells."""
+    return event_id.rpartition("/")[0] == f"{parent_id}/{run}" or event_id == child_event_id(parent_id, run, ref)
+
+
 def task(source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None) -> WireEvent:
     """A request to run one attempt. `lapsed`: the worker process that ran it before."""
     instance_id, run, activity_id = state.instance_id, state.run, activity.activity_id

@@ -302,6 +302,69 @@ def test_a_child_that_was_adopted_tells_its_parent_of_now_whatever_run_it_is_in(
     here.check_projections()
 
 
+@activity
+async def who_comes() -> list[str]:
+    raise AssertionError("activities run in workers")
+
+
+@workflow
+async def guest(ctx: WorkflowContext, name: str) -> str:
+    await ctx.sleep(3_600)
+    return f"{name} in run {ctx.run}"
+
+
+@workflow
+async def host(ctx: WorkflowContext) -> list[str]:
+    names = await who_comes()
+    guests = [await ctx.start_child(guest, name, instance_id=name, parent_close="abandon") for name in names]
+    return [await each.result() for each in guests]
+
+
+@pytest.mark.parametrize(("ended", "run"), [(False, 1), (True, 2)])
+@worlds
+def test_a_child_with_an_id_of_its_own_is_the_same_one_whatever_its_turn(make: Any, ended: bool, run: int) -> None:
+    comes = itertools.cycle([["Ada", "Bob"], ["Cy", "Bob", "Ada"]])
+    here = make(host, guest, answers={"who_comes": lambda *_: next(comes)})
+    here.start("host")
+    soon(here)
+    if ended:
+        here.run()
+    assert operate(here, w.RESET, sequence=1)["run"] == 2
+    here.run()
+    assert here.output() == ["Cy in run 1", f"Bob in run {run}", f"Ada in run {run}"]
+    here.check_projections()
+
+
+@worlds
+def test_one_run_has_not_two_children_under_one_id(make: Any) -> None:
+    """Nobody would wait for the first of them any more."""
+    comes = iter([["Ada"], ["Ada", "Ada"]])
+    here = make(host, guest, answers={"who_comes": lambda *_: next(comes)})
+    here.start("host")
+    soon(here)
+    assert operate(here, w.RESET, sequence=1)["run"] == 2
+    here.run()
+    assert "instance Ada exists: give the child another id" in here.error()["message"]
+    assert here.output("Ada") == "Ada in run 1"
+    here.check_projections()
+
+
+@worlds
+def test_a_child_of_another_workflow_is_not_taken_for_the_one_that_is_asked_for(make: Any) -> None:
+    @workflow(name="host")
+    async def changed(ctx: WorkflowContext) -> str:
+        return await ctx.child(frail, instance_id="Ada")
+
+    here = make(host, guest, frail, answers={"who_comes": lambda *_: ["Ada"]})
+    here.start("host")
+    soon(here)
+    here.restart(changed)
+    assert operate(here, w.RESET, sequence=1)["run"] == 2
+    here.run()
+    assert "instance Ada exists" in here.error()["message"]
+    assert here.output("Ada") == "Ada in run 1"
+
+
 @workflow
 async def listens(ctx: WorkflowContext) -> Any:
     return (await ctx.wait_event("paid")).data
