@@ -26,7 +26,8 @@ from romancy_stream.queues import QueueOptions, RateLimit
 from romancy_stream.registry import Registry
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
-from romancy_stream.runtime.node import ROLES, Node, NodeConfig, Role
+from romancy_stream.runtime.node import Node, NodeConfig
+from romancy_stream.runtime.roles import ROLES, Role
 from romancy_stream.runtime.sealer import Sealer
 from romancy_stream.runtime.statistics import Stats
 from romancy_stream.runtime.vault import NO_VAULT

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from romancy_stream import audit
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.running import opened_store, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
 from romancy_stream.errors import InstanceNotFoundError
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.audit import Report
 
 Ids = Annotated[
     list[str] | None,
@@ -34,7 +36,9 @@ def verify(app: Target, instance: Ids = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-async def _verify(app: App, ids: list[str] | None) -> audit.Report:
+async def _verify(app: App, ids: list[str] | None) -> Report:
+    from romancy_stream import audit
+
     async with opened_store(app) as store:
         report = await audit.verify(store, ids)
     if ids and not report.instances and report.clean:
@@ -42,18 +46,20 @@ async def _verify(app: App, ids: list[str] | None) -> audit.Report:
     return report
 
 
-def _print(report: audit.Report) -> None:
+def _print(report: Report) -> None:
+    from romancy_stream.audit import DIFFERENCES_LIMIT
+
     if report.differences:
         output.print_table(["table", "row", "what", "column", "from the log", "in the table"], _rows(report))
     for instance_id in report.unsettled:
         output.note(f"{instance_id} moved at every reading and could not be compared: look again")
     if not report.complete:
-        output.note(f"stopped at {audit.DIFFERENCES_LIMIT:,} differences; there may be more")
+        output.note(f"stopped at {DIFFERENCES_LIMIT:,} differences; there may be more")
     verdict = f"{len(report.differences)} differences" if report.differences else "no differences"
     print(f"{report.instances} instances, {report.rows} rows compared: {verdict}")
 
 
-def _rows(report: audit.Report) -> list[list[str]]:
+def _rows(report: Report) -> list[list[str]]:
     rows = []
     for difference in report.differences:
         head = [difference.table, "/".join(map(str, difference.key)), difference.kind]
@@ -69,7 +75,7 @@ def _cell(value: Any) -> str:
     return output.clean(text, output.CELL_CHARS)
 
 
-def plain(report: audit.Report) -> dict[str, Any]:
+def plain(report: Report) -> dict[str, Any]:
     """For JSON. JSON columns stand as their text, so that no digit is lost."""
     return {
         "clean": report.clean,
@@ -108,6 +114,8 @@ def rebuild(app: Target, instance: Ids = None) -> None:
 
 
 async def _rebuild(app: App, ids: list[str] | None) -> int:
+    from romancy_stream import audit
+
     async with opened_store(app) as store:
         count = await audit.rebuild(store, ids)
     if ids and not count:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.running import Refused, explaining, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
 from romancy_stream.instances import DeadLetter
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
 
 dlq = typer.Typer(help="Records that could not be used, and what to do with them.", no_args_is_help=True)
 

@@ -7,22 +7,21 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy import delete, insert, update
 
-from romancy_stream.app import App
-from romancy_stream.broker.port import Broker
-from romancy_stream.cli import checks, output
-from romancy_stream.cli.checks import Finding, Identity
+from romancy_stream.cli import output
 from romancy_stream.cli.running import Refused, opened_store, run
 from romancy_stream.cli.setup import Json, compare_topics
 from romancy_stream.cli.target import Target
 from romancy_stream.errors import RomancyError
-from romancy_stream.store import tables
-from romancy_stream.store.database import SQLITE
-from romancy_stream.store.sql import SqlStore
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.broker.port import Broker
+    from romancy_stream.cli.checks import Finding, Identity
+    from romancy_stream.store.sql import SqlStore
 
 ACCEPTED = """\
 The topics that are there now are the app's from here on:
@@ -62,6 +61,8 @@ def doctor(
 
 
 async def _findings(app: App) -> list[Finding]:
+    from romancy_stream.cli import checks
+
     findings = list(checks.installation(app))
     async with contextlib.AsyncExitStack() as stack:
         store = await _store(app, stack, findings)
@@ -81,6 +82,10 @@ async def _findings(app: App) -> list[Finding]:
 
 async def _store(app: App, stack: contextlib.AsyncExitStack, findings: list[Finding]) -> SqlStore | None:
     """Looks at the database and leaves it open; None where it cannot be asked further."""
+    from romancy_stream.cli import checks
+    from romancy_stream.cli.checks import Finding
+    from romancy_stream.store.database import SQLITE
+
     try:
         store = app.make_store()
         if store.db.dialect == SQLITE and not store.db.sqlite_path.exists():
@@ -100,6 +105,8 @@ async def _store(app: App, stack: contextlib.AsyncExitStack, findings: list[Find
 # -- accepting topics --------------------------------------------------------------------------------------------------
 async def _accept(app: App) -> str:
     """Returns the names and ids of what was accepted, a line each; empty when there was nothing to accept."""
+    from romancy_stream.cli import checks
+
     async with _both(app) as (broker, store):
         known = await checks.identity(app, broker, store)
         found_lag = await checks.lag(app, broker, store)
@@ -117,6 +124,11 @@ async def _accept(app: App) -> str:
 
 async def _record(app: App, broker: Broker, store: SqlStore, known: Identity) -> None:
     """In one transaction: engines out, offsets to the beginning. The ids last: without them nothing starts."""
+    from sqlalchemy import delete, insert, update
+
+    from romancy_stream.cli import checks
+    from romancy_stream.store import tables
+
     extents = await checks.engine_extents(app, broker)
     rows = [{"topic": tp.topic, "part": tp.partition, "next_offset": first} for tp, (first, _) in extents.items()]
     partitions, offsets = tables.partitions, tables.offsets

@@ -11,23 +11,25 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output, timeline
 from romancy_stream.cli.running import Refused, explaining, is_embedded, opened_store, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
-from romancy_stream.client import BaseClient
 from romancy_stream.errors import InstanceNotFoundError, InvalidInputError, PayloadError, UnknownWorkflowError
-from romancy_stream.handle import Handle
 from romancy_stream.instances import ActivityView, HistoryEntry, Page, WorkflowInstance, microseconds
 from romancy_stream.options import START_OPTIONS, StartOptions
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.wire.event import RESERVED_PREFIX
 from romancy_stream.workflow import Workflow
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.client import BaseClient
+    from romancy_stream.handle import Handle
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance id.", show_default=False)]
 

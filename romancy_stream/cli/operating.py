@@ -6,19 +6,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.instances import Id, sender, time_option
 from romancy_stream.cli.running import Refused, described, explaining, opened_store, refusing, run
 from romancy_stream.cli.target import Target
-from romancy_stream.client import BaseClient
 from romancy_stream.errors import RomancyError
-from romancy_stream.operating import BulkResult
 from romancy_stream.store.port import InstanceQuery
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.client import BaseClient
+    from romancy_stream.operating import BulkResult
 
 COUNTED: Final = 1_000
 """Instances that a filter finds are counted so far, before anything is done to them."""

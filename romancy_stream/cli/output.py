@@ -11,10 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 CELL_CHARS: Final = 200
 """A cell of a table; `--json` has everything."""
@@ -91,6 +87,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         _print_plain([[name.upper() for name in columns], *cells])
         return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold")  # an id that is cut cannot be copied
@@ -102,6 +103,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in facts)
+    from rich.console import Console
+    from rich.text import Text
+
     terminal = Console() if sys.stdout.isatty() else None
     for name, value in facts:
         if terminal is not None:

@@ -7,11 +7,10 @@ import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.running import Refused, opened_store, refusing, run
 from romancy_stream.cli.setup import Json
@@ -25,8 +24,11 @@ from romancy_stream.engine.commit import (
 )
 from romancy_stream.errors import BrokenLogError, NonDeterminismError, RomancyError, UnknownWorkflowError
 from romancy_stream.store.port import InstanceQuery
-from romancy_stream.store.sql import SqlStore
-from romancy_stream.testing.histories import History, dump_history, load_history, replay
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.store.sql import SqlStore
+    from romancy_stream.testing.histories import History
 
 OPEN: Final = "open"
 ALL: Final = "all"
@@ -98,6 +100,8 @@ def replay_check(
 
 # -- where histories come from -------------------------------------------------------------------------------------
 def _of_files(app: App, files: Sequence[Path]) -> Report:
+    from romancy_stream.testing.histories import load_history
+
     report = Report()
     for file in files:
         try:
@@ -109,6 +113,8 @@ def _of_files(app: App, files: Sequence[Path]) -> Report:
 
 
 async def _of_database(app: App, workflow: str | None, status: str, limit: int | None, save: Path | None) -> Report:
+    from romancy_stream.testing.histories import History
+
     app.registry.resolve()
     report, seen = Report(), 0
     async with opened_store(app) as store:
@@ -138,6 +144,8 @@ async def _ids(store: SqlStore, query: InstanceQuery) -> AsyncIterator[str]:
 
 
 def _save(history: History, folder: Path) -> None:
+    from romancy_stream.testing.histories import dump_history
+
     name = re.sub(r"[^A-Za-z0-9._-]", "_", history.instance_id)[:200]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +156,8 @@ def _save(history: History, folder: Path) -> None:
 
 # -- the check -----------------------------------------------------------------------------------------------------
 def _check(app: App, history: History, place: str, report: Report) -> None:
+    from romancy_stream.testing.histories import replay
+
     try:
         replay(history, app)
     except UnknownWorkflowError:

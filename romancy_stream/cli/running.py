@@ -6,15 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
-from romancy_stream.client import BaseClient
 from romancy_stream.errors import ConfigurationError, EmbeddedBrokerInUseError, RecordRefusedError, RomancyError
-from romancy_stream.store.database import SQLITE
-from romancy_stream.store.migrate import applied_migrations
-from romancy_stream.store.sql import SqlStore
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.cli.reading import Reader
+    from romancy_stream.store.sql import SqlStore
 
 T = TypeVar("T")
 
@@ -47,18 +47,12 @@ def refusing() -> Iterator[None]:
         raise Refused(str(error.args[0])) from error
 
 
-class Reader(BaseClient):
-    """The reading half of the client. It opens no broker, so it works beside a process that holds an embedded one."""
-
-    def __init__(self, app: App, store: SqlStore) -> None:
-        self.namespace = app.namespace
-        self.registry = app.registry
-        self._store = store
-
-
 @contextlib.asynccontextmanager
 async def opened_store(app: App, *, tables: bool = True) -> AsyncIterator[SqlStore]:
     """`tables`: ConfigurationError where the database has none yet; a file that is not there is not made."""
+    from romancy_stream.store.database import SQLITE
+    from romancy_stream.store.migrate import applied_migrations
+
     store = app.make_store()
     if tables and store.db.dialect == SQLITE and not store.db.sqlite_path.exists():
         raise ConfigurationError(
@@ -75,6 +69,8 @@ async def opened_store(app: App, *, tables: bool = True) -> AsyncIterator[SqlSto
 
 @contextlib.asynccontextmanager
 async def reader(app: App) -> AsyncIterator[Reader]:
+    from romancy_stream.cli.reading import Reader
+
     async with opened_store(app) as store:
         yield Reader(app, store)
 

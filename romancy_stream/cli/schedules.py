@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.instances import sender
 from romancy_stream.cli.running import Refused, explaining, reader, refusing, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
-from romancy_stream.client import BaseClient
 from romancy_stream.schedule import ScheduleInfo
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.client import BaseClient
 
 T = TypeVar("T")
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from romancy_stream.app import App
-from romancy_stream.broker.port import Broker
 from romancy_stream.cli import output
 from romancy_stream.cli.kafka import topic_configs
 from romancy_stream.cli.running import opened_store, run
 from romancy_stream.cli.target import Target
-from romancy_stream.runtime.node import initialise
 from romancy_stream.wire.manifest import topic_specs
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.broker.port import Broker
 
 topics = typer.Typer(
     help="The topics of the app: make them, compare them with what the app needs.", no_args_is_help=True
@@ -36,6 +37,8 @@ async def _init(app: App) -> None:
 
 async def make_ready(app: App) -> tuple[list[str], list[str]]:
     """Names of the migrations and the topics that were missing; of all the app's queues."""
+    from romancy_stream.runtime.node import initialise
+
     broker = app.make_broker()
     async with opened_store(app, tables=False) as store:
         await broker.open()

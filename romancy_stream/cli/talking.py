@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
 from romancy_stream.cli.instances import Id, json_argument, sender
 from romancy_stream.cli.running import Refused, explaining, opened_store, reader, run
 from romancy_stream.cli.setup import Json
 from romancy_stream.cli.target import Target
 from romancy_stream.engine.handlers import handler_of, unknown_handler
-from romancy_stream.talking import WorkflowVersion
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+    from romancy_stream.talking import WorkflowVersion
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the handler.", show_default=False)]
 Argument = Annotated[

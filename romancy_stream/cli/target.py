@@ -8,16 +8,24 @@ import os
 import sys
 import traceback
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from romancy_stream.app import App
 from romancy_stream.cli import output
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
+
+    Loaded = App
+else:
+    Loaded = object  # for typer, which looks at the annotations of commands; an App takes long to load
 
 
 def load_app(target: str) -> App:
     """BadParameter (exit code 2) for anything that does not lead to an `App`."""
+    from romancy_stream.app import App
+
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
         raise typer.BadParameter(f"{target!r} is not of the form MODULE:APP, as in shop:app")
@@ -56,11 +64,13 @@ def _broken(name: str, error: Exception) -> typer.BadParameter:
 
 
 def _apps_of(module_name: str) -> str:
+    from romancy_stream.app import App
+
     names = sorted(name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, App))
     return f"; it has {', '.join(f'{module_name}:{name}' for name in names)}" if names else ""
 
 
 Target = Annotated[
-    App,
+    Loaded,
     typer.Argument(parser=load_app, metavar="MODULE:APP", help="Where the app is, as in shop:app.", show_default=False),
 ]

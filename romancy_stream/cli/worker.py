@@ -11,18 +11,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
-from sqlalchemy import make_url
 
-from romancy_stream.app import App
 from romancy_stream.cli import output, setup
 from romancy_stream.cli.running import described, opened_store
 from romancy_stream.cli.target import Target
 from romancy_stream.cli.throttle import Throttle
 from romancy_stream.errors import RomancyError
-from romancy_stream.runtime.node import ROLES, Role
+from romancy_stream.runtime.roles import ROLES, Role
+
+if TYPE_CHECKING:
+    from romancy_stream.app import App
 
 UVLOOP_BELOW: Final = (3, 14)
 """uvloop is used by itself where our tests ran with it; `--loop uvloop` asks for it elsewhere."""
@@ -149,6 +150,8 @@ class Process:
         log.info("stopped")
 
     async def _start(self, leaving: contextlib.AsyncExitStack) -> None:
+        from sqlalchemy import make_url
+
         if not self._initialise:
             async with opened_store(self._app):
                 pass  # says so where there are no tables

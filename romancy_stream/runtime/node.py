@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.commit import Commit
@@ -21,6 +21,7 @@ from romancy_stream.runtime.expiry import DEDUP_WINDOW_S
 from romancy_stream.runtime.forwarder import Forwarder
 from romancy_stream.runtime.hub import ResultHub
 from romancy_stream.runtime.listeners import Listeners
+from romancy_stream.runtime.roles import Role
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.service import EngineService
 from romancy_stream.runtime.statistics import Stats
@@ -32,9 +33,6 @@ from romancy_stream.wire.manifest import topic_specs
 from romancy_stream.wire.partition import partition_for
 
 log = logging.getLogger(__name__)
-
-Role = Literal["engine", "worker"]
-ROLES: Final[tuple[Role, ...]] = ("engine", "worker")
 
 DRAIN_S: Final = 10.0
 """How long leaving waits for activities that are under way; what is not done by then is done elsewhere again."""
