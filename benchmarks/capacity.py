@@ -139,10 +139,23 @@ def partitions(options: argparse.Namespace, where: stage.Servers) -> dict[str, A
     return beside(done[PARTITIONS], done[1], "one_partition")
 
 
+def listening(options: argparse.Namespace, where: stage.Servers) -> dict[str, Any]:
+    """What a client process that has waited once spends on workflows of others: it reads all events of the app."""
+    done = Bursts("chains")
+    roles = {**stage.engine_roles(options), "listener": stage.ENGINE["client"]}
+    with stage.kafka_and_postgres("listening", where) as place, stage.running(place, roles, where) as side:
+        assert side.listener is not None
+        side.listener.ask("singles 1")
+        side.client.ask(f"chains {options.warm_up} {COMPARED_STEPS}")
+        for _ in range(options.runs):
+            done.run(side, options.workflows, COMPARED_STEPS)
+    return {"listener_cpu_ms_per_workflow": measure.spread([cpu_ms["listener"] for cpu_ms in done.cpu_ms])}
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     where = stage.servers()
-    facts = costs(options, where)
-    return {**facts, "memory_bytes": memory(options, where), **partitions(options, where)}
+    facts = {**costs(options, where), "memory_bytes": memory(options, where), **listening(options, where)}
+    return {**facts, **partitions(options, where)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,8 @@ APART_US: Final = 1_000_000
 """From one start to the next."""
 ROWS_AT_ONCE: Final = 50_000
 """Of a transaction."""
+SEARCHABLE: Final = ("customer.id", "lines.0.sku")
+"""As the app would name them that searches by them: on databases without an index of all inputs."""
 SAMPLE: Final = 300
 """Instances that are verified."""
 
@@ -49,7 +51,7 @@ def customer(number: int) -> str:
 
 
 def fill(url: str, count: int) -> None:
-    """Verifies some of them at the end."""
+    """Makes some paths of the inputs searchable and verifies some of the instances at the end."""
     numbers = iter(range(count))
     if url.startswith("sqlite"):
         _fill_sqlite(url.removeprefix("sqlite:///"), numbers, count)
@@ -136,6 +138,7 @@ async def _verify(url: str, ids: list[str]) -> None:
     store = SqlStore(url)
     await store.open()
     try:
+        await store.make_searchable(SEARCHABLE)
         report = await verify(store, ids)
     finally:
         await store.close()

@@ -1,5 +1,5 @@
-"""What an app has written: bytes in its tables and their indexes, in PostgreSQL's log, and on its Kafka topics. Reads,
-and rewrites the app's own tables where it says so."""
+"""What an app has left behind: bytes in its tables and their indexes, in PostgreSQL's log, and on its Kafka topics; how
+many of its steps were eager. Reads, and rewrites the app's own tables where it says so."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ follows from how much is under way, and not from how much was done."""
 SIZES: Final = """
 SELECT sum(pg_table_size(oid))::int8 AS tables, sum(pg_indexes_size(oid))::int8 AS indexes
 FROM pg_class WHERE relname = ANY($1) AND relkind = 'r'
+"""
+EAGER_SHARE: Final = """
+SELECT avg((attrs::jsonb ? 'eager')::int) FROM romancy_history WHERE kind = 'activity.scheduled'
 """
 LOG_POSITION: Final = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8"
 
@@ -36,6 +39,15 @@ def dense_table_bytes(place: stage.Place) -> dict[str, int]:
         for table in KEPT:
             await connection.execute(f"VACUUM FULL {table}")
         return dict(await connection.fetchrow(SIZES, KEPT))
+
+    return _asked(place, read)
+
+
+def eager_share(place: stage.Place) -> float:
+    """Of all attempts that were dispatched: those that stayed in the engine's process."""
+
+    async def read(connection: Any) -> float:
+        return float(await connection.fetchval(EAGER_SHARE) or 0)
 
     return _asked(place, read)
 

@@ -186,11 +186,12 @@ class Side:
     client: Process
     meter: measure.CpuMeter
     pids: Mapping[str, int]  # of the processes that were started for it, by role
+    listener: Process | None = None  # another one under orders
 
 
 @contextlib.contextmanager
 def running(place: Place, roles: Roles, where: Servers | None) -> Iterator[Side]:
-    """`roles`: name -> arguments of its Python; one of them is "client"."""
+    """`roles`: name -> arguments of its Python; one of them is "client", and one may be "listener"."""
     with contextlib.ExitStack() as stack:
         processes = {}
         for name, arguments in roles.items():
@@ -201,8 +202,10 @@ def running(place: Place, roles: Roles, where: Servers | None) -> Iterator[Side]
         if where is not None:
             groups["broker"] = lambda: [where.kafka_pid]
             groups["database"] = lambda: _backends(where.postgres_pid, place.database_name)
-        processes["client"].answer()
-        yield Side(processes["client"], measure.CpuMeter(groups), pids)
+        listener = processes.get("listener")
+        for process in (processes["client"], *([listener] if listener is not None else [])):
+            process.answer()
+        yield Side(processes["client"], measure.CpuMeter(groups), pids, listener)
 
 
 def _backends(postmaster: int, database: str) -> list[int]:

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import stage
+from benchmarks import footprint, stage
 from benchmarks.bursts import Bursts, beside
 from benchmarks.settings import WARM_UP
 
@@ -36,9 +36,10 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.runs):
             for side, done in sides:
                 done.run(side, options.workflows)
-    if options.floor_only:
-        return {f"floor_{name}": value for name, value in floor.facts().items()}
-    return beside(engine, floor, "floor")
+        if options.floor_only:
+            return {f"floor_{name}": value for name, value in floor.facts().items()}
+        eager = {"eager_share_of_steps": round(footprint.eager_share(place), 2)} if options.steps else {}
+    return {**beside(engine, floor, "floor"), **eager}
 
 
 def alone(options: argparse.Namespace) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_throughput(mode: tuple[str, ...], steps: str | None, processes: set[str
     for name in ("cpu_ms_per_workflow", "floor_cpu_ms_per_workflow"):
         assert set(facts[name]) == processes | {"total"}
         assert facts[name]["total"]["median"] > 0
+    assert ("eager_share_of_steps" in facts) == (steps == "eager")
 
 
 @pytest.mark.timeout(LIMIT_S)
@@ -164,6 +165,7 @@ def test_capacity() -> None:
     assert min(facts["bytes"]["per_step"][each] for each in ("kafka", "postgresql_log")) > 100
     assert facts["dense_postgresql_bytes"]["per_step"]["tables"] > 100
     assert facts["memory_bytes"]["engine_at_start"] > 0
+    assert set(facts["listener_cpu_ms_per_workflow"]) == SPREAD
     assert facts["one_partition_workflows_per_s"]["min"] > 0
 
 
