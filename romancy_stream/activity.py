@@ -28,6 +28,7 @@ from romancy_stream.errors import ActivityContextError, PayloadTooLargeError
 from romancy_stream.messaging import message_publication
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.spans import seconds_above_0
+from romancy_stream.wire.value import value
 
 if TYPE_CHECKING:
     from types import CoroutineType
@@ -45,7 +46,7 @@ HEARTBEAT_LIMIT_BYTES: Final = 100_000
 """Of details: a row that is written every few seconds is for a cursor, not for the work."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ActivityInfo:
     """One attempt. `workflow_name` is None where the worker was not told."""
 
@@ -214,7 +215,7 @@ class _Done:
         yield from ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Attempt:
     """What runs in this context. `executor`: where its plain functions run; None: the loop's own."""
 
@@ -405,11 +406,13 @@ class Activity(Generic[P, R]):
 
     async def _run(self, attempt: _Attempt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """The function itself, in this attempt (None: in none). Its context becomes the current one."""
-        ctx = attempt.ctx._for(plain=not self.is_async) if attempt is not None else None
+        ctx = executor = None
+        if attempt is not None:
+            ctx, executor = attempt.ctx._for(plain=not self.is_async), attempt.executor
+            attempt = attempt if ctx is attempt.ctx else _Attempt(ctx, executor)
         if self.takes_context:
             args = (ctx, *args)
-        executor = attempt.executor if attempt is not None else None
-        token = _current.set(_Attempt(ctx, executor) if ctx is not None else None)
+        token = _current.set(attempt)
         try:
             if self.is_async:
                 result = await self.function(*args, **kwargs)

@@ -103,10 +103,11 @@ class Attempts:
             message = f"a result needs subject and {', '.join(_RESULT_ATTRIBUTES)}"
             batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
             return
-        if self._core.part_of(instance_id) != received.record.partition:
+        entry = self._core.entry(instance_id)
+        part = self._core.part_of(instance_id) if entry is None else entry.state.part
+        if part != received.record.partition:
             batch.forward(received.record.partition, instance_id, event)
             return
-        entry = self._core.entry(instance_id)
         if entry is None:
             if instance_id not in self._core.loaded.instances:
                 message = f"there is no instance {instance_id!r}"

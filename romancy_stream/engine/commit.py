@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.wire.event import WireEvent
@@ -262,8 +262,9 @@ class Commit:
                 yield event
 
 
-@value
-class ActivityKey:
+class ActivityKey(NamedTuple):
+    """A tuple, whose hash Python does not compute in Python: worker and tables look things up by it all the time."""
+
     instance_id: str
     run: int
     activity_id: str

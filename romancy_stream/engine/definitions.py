@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 from romancy_stream.retry import RetryPolicy
+from romancy_stream.wire.value import value
 
 if TYPE_CHECKING:
     from romancy_stream.engine.children import Children
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 HandlerKind = Literal["signal", "query", "update"]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ActivityCall:
     """One call of an activity in workflow code. `args` is raw JSON `{"args": [...], "kwargs": {...}}`;
     `policy` None: the app's default. `activity_id` None: automatic."""

@@ -262,13 +262,14 @@ def _outgoing() -> TypeAdapter[Any]:
 
 
 def validate(adapter: TypeAdapter[Any], raw: bytes, what: str) -> Any:
-    from pydantic import ValidationError
-
     try:
         return adapter.validator.validate_json(raw)
-    except ValidationError as error:
-        raise unfit(what, error_list(error)) from error
-    except Exception as error:  # a validator of the user's that raises something of its own
+    except Exception as error:
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            raise unfit(what, error_list(error)) from error
+        # A validator of the user's that raises something of its own.
         message = f"{type(error).__name__}: {error}"
         raise unfit(what, [{"loc": [], "type": "validator_failed", "msg": message}]) from error
 

@@ -46,6 +46,7 @@ from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.results import insert_result, insert_worker_outbox
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.value import value
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -71,7 +72,7 @@ LEFTOVERS_LIMIT: Final = 1_000
 """Rows of a partition that are looked through for what another worker left to send."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """`kind`: COMPLETED, FAILED, RESENT (somebody's recorded result) or CLOSED (nobody wants to know). `events` go out
     and are acknowledged before `result`. `rows` are the outbox rows that hold both, in that order, or empty."""

@@ -145,6 +145,7 @@ class ActivityWorker:
             TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED), self._lost)
             for queue in dict.fromkeys(queues)
         ]
+        self._by_name = {queue.name: queue for queue in self._queues}
         self.eager = Eager(self, asyncio.get_running_loop().time, alone=not broker.is_shared)
         self._numbers = itertools.count()
         self._looked_up: set[tuple[ActivityKey, int]] = set()  # taken ahead, and not in a queue yet
@@ -152,6 +153,7 @@ class ActivityWorker:
         self._watch = Watch(store, self.incarnation, self._messages.part_of, self._running, self._done, times)
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
         self._executing = 0  # those of them whose attempt has not ended
+        self._held_back = False  # not by those: by results that are not sent
         self._leftovers: set[asyncio.Task[None]] = set()
         self._consumers: set[asyncio.Task[None]] = set()
         self._tidier: set[asyncio.Task[None]] = set()
@@ -349,7 +351,7 @@ class ActivityWorker:
         return self._messages.part_of(instance_id)
 
     def take_ahead(self, name: str, waiting: Waiting) -> None:
-        queue = next(each for each in self._queues if each.name == name)
+        queue = self._by_name[name]
         if has_past(waiting.task):
             self._looked_up.add(waiting.task.identity)
             self._start(self._take_with_past(queue, waiting))
@@ -362,6 +364,7 @@ class ActivityWorker:
         if waiting.task.identity in self._looked_up:  # else it was dropped
             self._looked_up.remove(waiting.task.identity)
             queue.add(replace(waiting, details=known.details(waiting.task)), next(self._numbers))
+            self._begin()
 
     def drop_waiting(self, identities: set[tuple[ActivityKey, int]]) -> set[tuple[ActivityKey, int]]:
         looked_up = identities & self._looked_up
@@ -381,7 +384,11 @@ class ActivityWorker:
     # -- beginning them ----------------------------------------------------------------------------------------------
     def _begin(self) -> None:
         """As many as there is room for, the most urgent first."""
-        while (queue := self._next_queue()) is not None and self._room > 0:
+        while self._room > 0:
+            queue = self._next_queue()
+            if queue is None:
+                self._held_back = False
+                return
             waiting = queue.take()
             if self._joined(waiting.task, waiting.progress, waiting.offset):
                 continue
@@ -392,6 +399,7 @@ class ActivityWorker:
             self._executing += 1
             queue.allowance.begin(now_s)
             self._start(self._work(queue, waiting, running))
+        self._held_back = self._executing < self._concurrency
 
     @property
     def _room(self) -> int:
@@ -425,7 +433,8 @@ class ActivityWorker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._waiting.discard(task)
         self._notice(task)
-        self._begin()
+        if self._held_back:  # else `_work` has seen to it
+            self._begin()
 
     # -- one task ------------------------------------------------------------------------------------------------------
     async def _work(self, queue: TaskQueue, waiting: Waiting, running: Running) -> None:

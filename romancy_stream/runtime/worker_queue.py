@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -19,6 +18,7 @@ from romancy_stream.runtime.worker_limits import Allowance
 from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.wire.event import Topics
+from romancy_stream.wire.value import value
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LOOK_AHEAD_BYTES: Final = 32 * 2**20
 """Of their arguments. Nothing more is fetched above it; one fetch may exceed it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """`progress`: where it was read; None: an engine of this process gave it. `found`: its recorded result. `details`:
     those of an earlier heartbeat."""

@@ -58,6 +58,7 @@ _RFC3339: Final = re.compile(
 )
 # Naive, because the offset is appended by hand: formatting an aware one takes three times as long.
 _EPOCH: Final = datetime(1970, 1, 1)
+_SECONDS_CACHE_LIMIT: Final = 16  # messages are of now
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
@@ -352,7 +353,13 @@ def header_bytes(headers: Iterable[Sequence[str]]) -> list[tuple[str, bytes]]:
 
 def new_event_time(us: int) -> str:
     """RFC 3339 in UTC with six digits: "2026-01-31T12:00:00.000001Z". `us`: microseconds since 1970 UTC."""
-    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec="microseconds") + "Z"
+    second, fraction = divmod(us, 1_000_000)
+    return f"{_second(second)}.{fraction:06d}Z"
+
+
+@lru_cache(maxsize=_SECONDS_CACHE_LIMIT)
+def _second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 def parse_time(text: str) -> datetime | None:

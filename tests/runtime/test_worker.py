@@ -231,6 +231,40 @@ async def test_results_on_their_way_take_no_slots_up_to_a_limit(
     assert ran == 9
 
 
+async def test_tasks_go_on_when_the_broker_is_back_whatever_else_runs(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that runs for hours is not what the others wait for."""
+    send, away, ran, hanging = sqlite_bench.broker.send, True, 0, asyncio.Event()
+
+    async def unavailable(records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
+        if away:
+            raise BrokerUnavailableError("away")
+        return await send(records)
+
+    @activity
+    async def hang() -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    @activity
+    async def count() -> None:
+        nonlocal ran
+        await hanging.wait()
+        ran += 1
+
+    await sqlite_bench.request("hang", instance="hangs")
+    for n in range(6):
+        await sqlite_bench.request("count", instance=f"i{n}")
+    monkeypatch.setattr(sqlite_bench.broker, "send", unavailable)
+    worker = await sqlite_bench.worker(hang, count, concurrency=3)
+    await eventually(lambda: worker.statistics().unsent and worker.statistics().waiting > 0)
+    before = ran
+    away = False
+    await sqlite_bench.results_of(6)
+    assert before < ran == 6
+
+
 async def test_the_same_task_again_joins_the_one_under_way(sqlite_bench: Bench) -> None:
     calls, go = itertools.count(1), asyncio.Event()
 
