@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import string
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -29,12 +29,13 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from romancy_stream.engine.commit import ActivityRow, InstanceRow
 from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.errors import InvalidPageTokenError
-from romancy_stream.store import pages, paths, selects, tables
+from romancy_stream.store import pages, paths, selects, sorts, tables
 from romancy_stream.store.database import POSTGRESQL
 from romancy_stream.store.keys import IDS_PER_STATEMENT, chunks
 from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery
@@ -85,30 +86,50 @@ class Readers(Projections):
             kept = await marks_kept(connection, search.filters)
             if kept:
                 return self._by_value(connection, search, await _rarest(connection, kept))
+        if search.is_by_sort:
+            among = sorts.statuses(search.query.status, search.query.finished)
+            there = await sorts.sorts(connection, among)
+            if there is not None:
+                wanted = [each for each in there if search.has_name(each[1])]
+                if len(wanted) <= sorts.SORTS_MAX:
+                    return self._by_sort(connection, search, wanted) if wanted else _nothing()
         few = await self._few(connection, search)
         if few is not None:
             return self._by_key(connection, few, search.query.limit)
         return self._in_order(connection, search)
 
-    async def _by_value(
-        self, connection: AsyncConnection, search: _Search, mark: int
+    def _by_value(self, connection: AsyncConnection, search: _Search, mark: int) -> AsyncGenerator[list[InstanceRow]]:
+        """Along the index of what stands in inputs."""
+        values, dialect = tables.input_values, self.db.dialect
+
+        def keys(after: pages.Cursor | None, size: int) -> Select[Any]:
+            wanted = values.c.value == mark, *search.started(values), *_behind(after, dialect, values)
+            found = select(values.c.started_us, values.c.instance_id).where(*wanted)
+            return found.order_by(*_newest_first(values.c, dialect)).limit(size)
+
+        return self._along(connection, search, keys)
+
+    def _by_sort(
+        self, connection: AsyncConnection, search: _Search, found: Sequence[sorts.Sort]
     ) -> AsyncGenerator[list[InstanceRow]]:
-        """Along the index of what stands in inputs, newest first, more at a time each time."""
-        table, values, dialect = tables.instances, tables.input_values, self.db.dialect
-        order = (values.c.started_us.desc(), values.c.instance_id.desc())
+        """Along the index of statuses and workflows."""
+        table, dialect = tables.instances, self.db.dialect
+
+        def keys(after: pages.Cursor | None, size: int) -> Select[Any]:
+            wanted = [*search.started(table), *_behind(after, dialect)]
+            return sorts.newest(found, wanted, lambda columns: _newest_first(columns, dialect), size)
+
+        return self._along(connection, search, keys)
+
+    async def _along(
+        self, connection: AsyncConnection, search: _Search, keys: Callable[[pages.Cursor | None, int], Select[Any]]
+    ) -> AsyncGenerator[list[InstanceRow]]:
+        """An index, newest first, more at a time each time. `keys`: the next of it, as times and ids."""
         after, size = search.after, search.query.limit + 1
         while True:
-            keys = select(values.c.started_us, values.c.instance_id).where(
-                values.c.value == mark, *search.started(values), *_behind(after, dialect, values)
-            )
-            page = (await connection.execute(keys.order_by(*order).limit(size))).all()
-            ids = [key.instance_id for key in page]
-            for some in chunks(ids, IDS_PER_STATEMENT):
-                found = select(*selects.columns(table, InstanceRow, dialect)).where(
-                    table.c.instance_id.in_(some), *search.conditions(dialect)
-                )
-                rows = {row.instance_id: row for row in map(selects.instance_row, await connection.execute(found))}
-                yield [rows[instance_id] for instance_id in some if instance_id in rows]
+            page = (await connection.execute(keys(after, size))).all()
+            async for rows in self._by_key(connection, [key.instance_id for key in page], size):
+                yield rows
             if len(page) < size:
                 return
             after = pages.Cursor(*page[-1])
@@ -117,7 +138,7 @@ class Readers(Projections):
     async def _in_order(self, connection: AsyncConnection, search: _Search) -> AsyncGenerator[list[InstanceRow]]:
         """Along the index of starts, newest first, more at a time each time."""
         table, dialect = tables.instances, self.db.dialect
-        order = (table.c.started_us.desc(), _bytewise(table.c.instance_id, dialect).desc())
+        order = _newest_first(table.c, dialect)
         every = (
             select(*selects.columns(table, InstanceRow, dialect)).where(*search.conditions(dialect)).order_by(*order)
         )
@@ -256,6 +277,19 @@ class _Search:
             storable(text) for text in texts if text is not None
         )
 
+    @property
+    def is_by_sort(self) -> bool:
+        """It asks for a workflow or a status, and for nothing that few of such instances may have."""
+        query = self.query
+        few = (query.input or None, query.instance_id, query.parent_id, query.parked, query.finished_before_us)
+        asked = query.workflow_name is not None or query.status is not None
+        return asked and all(each is None for each in few)
+
+    def has_name(self, workflow: str) -> bool:
+        query = self.query
+        hidden = query.hides and workflow.startswith(RESERVED_PREFIX)
+        return not hidden and (query.workflow_name is None or _fold(query.workflow_name) in _fold(workflow))
+
     def conditions(self, dialect: str) -> list[Condition]:
         """True at least for all rows that `matches` accepts."""
         query, table = self.query, tables.instances
@@ -293,11 +327,17 @@ class _Search:
     def matches(self, row: InstanceRow) -> bool:
         query = self.query
         document = paths.read_document(row.input) if self.filters else None
+        before_us = query.finished_before_us
         return (
             (query.status is None or row.status == query.status)
-            and not (query.hides and row.workflow.startswith(RESERVED_PREFIX))
-            and (query.workflow_name is None or _fold(query.workflow_name) in _fold(row.workflow))
+            and self.has_name(row.workflow)
             and (query.instance_id is None or _fold(query.instance_id) in _fold(row.instance_id))
+            and (query.started_after_us is None or row.started_us >= query.started_after_us)
+            and (query.started_before_us is None or row.started_us < query.started_before_us)
+            and (before_us is None or (row.finished_us is not None and row.finished_us < before_us))
+            and (query.finished is None or query.finished == (row.finished_us is not None))
+            and (query.parent_id is None or row.parent_id == query.parent_id)
+            and (query.parked is None or query.parked == (row.parked is not None))
             and all(wanted.matches(document) for wanted in self.filters)
         )
 
@@ -327,7 +367,15 @@ def _behind(after: pages.Cursor | None, dialect: str, table: Table = tables.inst
     return [started <= after.started_us, or_(started < after.started_us, instance_id < after.instance_id)]
 
 
-def _bytewise(column: Column[str], dialect: str) -> ColumnElement[str]:
+async def _nothing() -> AsyncGenerator[list[InstanceRow]]:
+    yield []
+
+
+def _newest_first(columns: ReadOnlyColumnCollection[str, Any], dialect: str) -> tuple[ColumnElement[Any], ...]:
+    return columns["started_us"].desc(), _bytewise(columns["instance_id"], dialect).desc()
+
+
+def _bytewise(column: ColumnElement[str], dialect: str) -> ColumnElement[str]:
     """For an order that is the same on every database. The others' columns have it anyway."""
     return column.collate("C") if dialect == "postgresql" else column
 

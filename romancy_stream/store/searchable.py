@@ -84,10 +84,10 @@ class Searchable:
     db: Database
 
     async def searched(self) -> tuple[SearchedPath, ...]:
-        """None on PostgreSQL, whose index has all paths."""
+        """For a takeover. None on PostgreSQL, whose index has all paths."""
         if self.db.dialect == POSTGRESQL:
             return ()
-        async with self.db.reading("read which paths are searched") as connection:
+        async with self.db.writing("read which paths are searched") as connection:  # activities may hold all others
             return await searched_paths(connection)
 
     async def make_searchable(self, paths: Sequence[str]) -> list[str]:

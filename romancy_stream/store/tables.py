@@ -138,7 +138,7 @@ instances = Table(
         postgresql_with={"gin_pending_list_limit": 256},
     ).ddl_if(dialect="postgresql"),
     Index("romancy_instances_started", "started_us", "instance_id"),
-    Index("romancy_instances_status", "status", "started_us"),
+    Index("romancy_instances_status", "status", "workflow", "started_us"),
     # For a new owner, who asks for the parked ones of its partitions. MySQL has no partial index.
     Index("romancy_instances_parked", "part", postgresql_where=_PARKED).ddl_if(dialect="postgresql"),
     Index("romancy_instances_parked", "part", sqlite_where=_PARKED).ddl_if(dialect="sqlite"),
