@@ -56,7 +56,7 @@ MAY_USE: dict[str, set[str]] = {
     "context": {"spans", "errors", "engine", "wire", "events", "messaging", "options", "child"},
     "interaction": {"errors", "engine", "context"},
     "workflow": {"errors", "queues", "engine", "options", "child", "context", "interaction"},
-    "activity": {"spans", "errors", "retry", "engine", "messaging", "context"},
+    "activity": {"spans", "errors", "retry", "engine", "messaging", "context", "wire"},
     "listening": {"activity"},
     "registry": {"errors", "engine", "wire", "events", "workflow", "activity"},
     "schedule_times": set(),

@@ -201,7 +201,7 @@ class Attempts:
     # -- timers --------------------------------------------------------------------------------------------------
     def retry(self, batch: Batch, entry: Entry, due: TimerDue) -> None:
         activity = entry.state.activities[due.timer_id.removeprefix(RETRY_TIMER)]
-        attrs = batch.placed(activity.queue, {"attempt": activity.attempt + 1})
+        attrs = batch.placed(activity.queue, activity.name, {"attempt": activity.attempt + 1})
         batch.record(entry, h.ACTIVITY_RETRIED, activity.activity_id, attrs)
 
     def deadline(self, batch: Batch, entry: Entry, due: TimerDue) -> None:

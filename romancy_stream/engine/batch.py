@@ -160,10 +160,10 @@ class Batch:
             message = outgoing.happened(self.source, outgoing.HAPPENED[event.kind], state, event, self.time)
             self.send(state.part, self.topics.events, state.instance_id, message, state.part)
 
-    def placed(self, queue: str, attrs: dict[str, Any]) -> dict[str, Any]:
+    def placed(self, queue: str, activity: str, attrs: dict[str, Any]) -> dict[str, Any]:
         """What is recorded of an attempt that is due: that it stays in this process, where there is room for it. A
         successor then knows that no broker has it."""
-        if self.eager is None or queue in self.rates or not self.eager.take(queue):
+        if self.eager is None or queue in self.rates or not self.eager.take(queue, activity):
             return attrs
         return {**attrs, "eager": self.eager.incarnation}
 

@@ -476,7 +476,7 @@ class EngineCore:
             if ending is None:
                 attrs = command.attrs
                 if command.kind == h.ACTIVITY_SCHEDULED:
-                    attrs = batch.placed(attrs["queue"], attrs)
+                    attrs = batch.placed(attrs["queue"], attrs["name"], attrs)
                 batch.record(entry, command.kind, command.ref, attrs, command.payload)
             else:
                 ending(self, batch, entry, command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from romancy_stream.engine.commit import (
@@ -90,16 +90,29 @@ Input = Received | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseL
 
 @dataclass(slots=True)
 class EagerRoom:
-    """How many tasks of each queue a worker in this process, of the life `incarnation`, takes without the broker."""
+    """Which tasks of `queues` a worker in this process, of the life `incarnation`, takes without the broker: as many as
+    are `free` whatever they are, and then up to `ahead`, as long as all of them take no more than `spare_s` seconds.
+    `expected_s`: activity -> how long an attempt takes; one that is not in it is not taken ahead."""
 
     incarnation: str
-    room: dict[str, int]
+    queues: Set[str]
+    free: int
+    ahead: int = 0
+    spare_s: float = 0.0
+    expected_s: Mapping[str, float] = field(default_factory=dict)
 
-    def take(self, queue: str) -> bool:
-        left = self.room.get(queue, 0)
-        if left > 0:
-            self.room[queue] = left - 1
-        return left > 0
+    def take(self, queue: str, activity: str) -> bool:
+        if queue not in self.queues:
+            return False
+        if self.free > 0:
+            self.free -= 1
+            return True
+        takes_s = self.expected_s.get(activity)
+        if takes_s is None or takes_s > self.spare_s or self.ahead <= 0:
+            return False
+        self.ahead -= 1
+        self.spare_s -= takes_s
+        return True
 
 
 @dataclass(frozen=True, slots=True)

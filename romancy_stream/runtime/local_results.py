@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, TypeGuard
 
 from romancy_stream.engine.commit import ActivityKey, EagerTask
-from romancy_stream.engine.inputs import Input, Received
+from romancy_stream.engine.inputs import EagerRoom, Input, Received
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.record import Record
 
@@ -20,8 +20,8 @@ class LocalWorker(Protocol):
 
     @property
     def incarnation(self) -> str: ...
-    def room(self) -> dict[str, int]:
-        """Queue -> how many tasks it would take now."""
+    def room(self) -> EagerRoom:
+        """For tasks that would come now; the caller's to change."""
         ...
 
     def run(self, tasks: Sequence[EagerTask]) -> None: ...

@@ -42,7 +42,7 @@ from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
-from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.event import X_ACTIVITY, Topics, WireEvent
 
 log = logging.getLogger(__name__)
 
@@ -415,8 +415,8 @@ class Processor:
         room = self._local.room()
         if self._under_way is not None and not self._under_way.durable:
             for task in self._under_way.commit.eager:
-                room[task.queue] = room.get(task.queue, 0) - 1
-        return EagerRoom(self._local.incarnation, room)
+                room.take(task.queue, task.event.extensions[X_ACTIVITY])
+        return room
 
     def _is_behind(self, inputs: Sequence[Input]) -> bool:
         """Whether the database will tell something else once the commit that is under way is durable."""

@@ -39,6 +39,7 @@ from romancy_stream.runtime.worker_eager import ALONE_LIMIT, Eager
 from romancy_stream.runtime.worker_lookup import has_past, look_up
 from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
 from romancy_stream.runtime.worker_offsets import Progress
+from romancy_stream.runtime.worker_pace import Pace
 from romancy_stream.runtime.worker_queue import TaskQueue, Waiting
 from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Place, Running, Times, Watch
@@ -146,12 +147,13 @@ class ActivityWorker:
             for queue in dict.fromkeys(queues)
         ]
         self._by_name = {queue.name: queue for queue in self._queues}
-        self.eager = Eager(self, asyncio.get_running_loop().time, alone=not broker.is_shared)
+        self.eager = Eager(self, alone=not broker.is_shared)
         self._numbers = itertools.count()
         self._looked_up: set[tuple[ActivityKey, int]] = set()  # taken ahead, and not in a queue yet
         self._running: dict[tuple[ActivityKey, int], Running] = {}
         self._watch = Watch(store, self.incarnation, self._messages.part_of, self._running, self._done, times)
         self._waiting: set[asyncio.Task[None]] = set()  # attempts and all else that ends by itself
+        self.pace = Pace(concurrency, activities)
         self._executing = 0  # those of them whose attempt has not ended
         self._held_back = False  # not by those: by results that are not sent
         self._leftovers: set[asyncio.Task[None]] = set()
@@ -397,6 +399,7 @@ class ActivityWorker:
             running = Running(waiting.task, places, now_s)
             self._running[waiting.task.identity] = running
             self._executing += 1
+            self.pace.began(waiting.task.name)
             queue.allowance.begin(now_s)
             self._start(self._work(queue, waiting, running))
         self._held_back = self._executing < self._concurrency
@@ -444,6 +447,7 @@ class ActivityWorker:
                 outcome = await self._outcome(queue, waiting, running)
             finally:
                 self._executing -= 1
+                self.pace.ended(task.name, asyncio.get_running_loop().time() - running.started_s)
                 queue.allowance.end()
                 self._begin()
             await self._report(task, outcome)

@@ -5,11 +5,11 @@ whoever owns the partition next dispatches it again.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from romancy_stream.engine.commit import ActivityKey, EagerTask
+from romancy_stream.engine.inputs import EagerRoom
 from romancy_stream.runtime.worker_messages import Task, task_of
 from romancy_stream.runtime.worker_queue import Waiting
 from romancy_stream.wire.event import WireEvent
@@ -17,10 +17,10 @@ from romancy_stream.wire.event import WireEvent
 if TYPE_CHECKING:
     from romancy_stream.runtime.worker import ActivityWorker
 
-RECENT_S: Final = 0.1
-"""A worker takes as many tasks ahead as it has ended in this time: short ones do not wait for a free slot to be seen,
-long ones go to whichever worker is free."""
-RECENT_LIMIT: Final = 1_000
+AHEAD_S: Final = 0.25
+"""Tasks are taken ahead as long as each would begin within this time, by how long the activities took lately: short
+ones do not wait for a free slot to be seen, long ones go to whichever worker is free."""
+AHEAD_LIMIT: Final = 2_000
 """Of them: what a crash would have dispatched again."""
 ALONE_LIMIT: Final = 10_000
 """Tasks that a worker takes ahead where no other process could have them. Some 20 MB."""
@@ -35,28 +35,25 @@ class Engine(Protocol):
 class Eager:
     """A `local_results.LocalWorker`. `alone`: no other process can have a worker."""
 
-    def __init__(self, worker: ActivityWorker, now_s: Callable[[], float], alone: bool) -> None:
+    def __init__(self, worker: ActivityWorker, alone: bool) -> None:
         self.engine: Engine | None = None
         self._worker = worker
         self._alone = alone
-        self._now_s = now_s
         self._tasks: set[tuple[ActivityKey, int]] = set()
-        self._ends: deque[float] = deque(maxlen=RECENT_LIMIT)
 
     @property
     def incarnation(self) -> str:
         return self._worker.incarnation
 
-    def room(self) -> dict[str, int]:
-        worker = self._worker
+    def room(self) -> EagerRoom:
+        worker, free = self._worker, self._worker.free
+        queues = {queue.name for queue in worker.queues if queue.takes_ahead}
         if self._alone:
-            ahead = worker.free + ALONE_LIMIT
-        else:
-            since_s = self._now_s() - RECENT_S
-            while self._ends and self._ends[0] < since_s:
-                self._ends.popleft()
-            ahead = worker.free + len(self._ends)
-        return {queue.name: max(0, ahead) for queue in worker.queues if queue.takes_ahead}
+            return EagerRoom(self.incarnation, queues, free + ALONE_LIMIT)
+        spare_s = worker.pace.spare_s(AHEAD_S, [queue.names for queue in worker.queues])
+        return EagerRoom(
+            self.incarnation, queues, free, min(AHEAD_LIMIT, free + AHEAD_LIMIT), spare_s, worker.pace.expected_s
+        )
 
     def run(self, tasks: Sequence[EagerTask]) -> None:
         for each in tasks:
@@ -83,9 +80,7 @@ class Eager:
         return self.engine.take_result(self._worker.part_of(task.key.instance_id), result)
 
     def ended(self, task: Task) -> None:
-        if task.identity in self._tasks:
-            self._tasks.discard(task.identity)
-            self._ends.append(self._now_s())
+        self._tasks.discard(task.identity)
 
     def send(self, results: Sequence[WireEvent]) -> None:
         """To whoever owns their partitions now."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -17,6 +18,7 @@ from romancy_stream.queues import QueueOptions
 from romancy_stream.runtime.worker_limits import Allowance
 from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.runtime.worker_offsets import Progress
+from romancy_stream.runtime.worker_pace import leave
 from romancy_stream.wire.event import Topics
 from romancy_stream.wire.value import value
 
@@ -56,6 +58,7 @@ class TaskQueue:
         self.allowance = Allowance(options)
         self.progress: dict[TP, Progress] = {}
         self.space = asyncio.Event()
+        self.names: Counter[str] = Counter()  # of the activities of tasks in waiting
         self.wake: asyncio.TimerHandle | None = None  # when its rate allows another start
         self._broker = broker
         self._topics = topics
@@ -94,6 +97,7 @@ class TaskQueue:
     def add(self, waiting: Waiting, number: int) -> None:
         """`number` rises from task to task."""
         self._bytes += len(waiting.task.args)
+        self.names[waiting.task.name] += 1
         heappush(self._heap, (waiting.task.priority, number, waiting))
 
     def first(self) -> tuple[int, int] | None:
@@ -105,6 +109,7 @@ class TaskQueue:
     def take(self) -> Waiting:
         waiting = heappop(self._heap)[2]
         self._bytes -= len(waiting.task.args)
+        leave(self.names, waiting.task.name)
         self.space.set()
         return waiting
 
@@ -124,6 +129,7 @@ class TaskQueue:
         heapify(entries)
         self._heap = entries
         self._bytes = sum(len(entry[2].task.args) for entry in entries)
+        self.names = Counter(entry[2].task.name for entry in entries)
         self.space.set()
 
     # -- the source --------------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@ bulk: on PostgreSQL one prepared statement each, straight through asyncpg; elsew
 
 from __future__ import annotations
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import Table, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,10 +18,11 @@ from romancy_stream.engine.commit import InstanceRow, Rejection, Tombstone
 from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
-from romancy_stream.store.database import POSTGRESQL, Database
+from romancy_stream.store.database import POSTGRESQL, Database, finished
 from romancy_stream.store.failures import translating
 from romancy_stream.store.keys import IDS_PER_STATEMENT, KEYS_PER_STATEMENT, any_of, chunks
 from romancy_stream.store.port import Known
+from romancy_stream.store.sqlite_thread import SqliteThread
 
 _INSTANCE: Final = slice(0, len(fields(InstanceRow)))
 _REJECTION: Final = slice(_INSTANCE.stop, _INSTANCE.stop + len(fields(Rejection)))
@@ -58,8 +62,23 @@ FROM unnest($1::int4[], $2::text[]) AS k(part, digest)
 JOIN romancy_intake t ON t.part = k.part AND t.digest = k.digest"""
 
 
+def _sqlite_by_id(table: Table, shape: type[Any]) -> str:
+    names = ", ".join(field.name for field in fields(shape))
+    return f"SELECT {names} FROM {table.name} WHERE instance_id IN (SELECT value FROM json_each(?))"
+
+
+_SQLITE_KNOWN: Final = (
+    _sqlite_by_id(tables.instances, InstanceRow),
+    _sqlite_by_id(tables.rejections, Rejection),
+    _sqlite_by_id(tables.tombstones, Tombstone),
+)
+
+
 class Prefetch:
+    """`lookups`: on SQLite alone."""
+
     db: Database
+    lookups: SqliteThread | None
 
     async def known(self, ids: Sequence[str]) -> Known:
         ids = _askable(ids)
@@ -124,6 +143,14 @@ class Prefetch:
                 return rows
 
     async def _known(self, ids: Sequence[str]) -> tuple[list[InstanceRow], list[Rejection], list[Tombstone]]:
+        if self.lookups is not None:
+            with translating("look up instances"):
+                rows, refusals, stones = await finished(self.lookups.run(partial(_sqlite_known, ids)))
+            known, refused = list(map(selects.instance_row, rows)), list(map(_rejection, refusals))
+            return known, refused, [Tombstone(*row) for row in stones]
+        return await self._known_by_chunks(ids)
+
+    async def _known_by_chunks(self, ids: Sequence[str]) -> tuple[list[InstanceRow], list[Rejection], list[Tombstone]]:
         known: list[InstanceRow] = []
         refused: list[Rejection] = []
         deleted: list[Tombstone] = []
@@ -173,6 +200,16 @@ class Prefetch:
                 wanted = found.where(instances.c.instance_id.in_(chunk))
                 rows += await connection.execute(wanted.order_by(history.c.instance_id, history.c.seq))
         return rows
+
+
+def _sqlite_known(ids: Sequence[str], connection: sqlite3.Connection) -> list[list[selects.Row]]:
+    """In one transaction: what it finds is of one moment."""
+    asked = (orjson.dumps(ids).decode(),)
+    connection.execute("BEGIN")
+    try:
+        return [connection.execute(statement, asked).fetchall() for statement in _SQLITE_KNOWN]
+    finally:
+        connection.execute("COMMIT")
 
 
 def _askable(ids: Sequence[str]) -> list[str]:

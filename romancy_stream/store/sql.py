@@ -12,7 +12,7 @@ from romancy_stream.store.attempts import LongAttempts
 from romancy_stream.store.commit_mysql import MysqlCommitter
 from romancy_stream.store.commit_postgres import PostgresCommitter
 from romancy_stream.store.commit_sqlite import SqliteCommitter
-from romancy_stream.store.database import MYSQL, POSTGRESQL, Database
+from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database
 from romancy_stream.store.entities import Entities
 from romancy_stream.store.migrate import migrate
 from romancy_stream.store.ownership import Ownership
@@ -20,6 +20,7 @@ from romancy_stream.store.prefetch import Prefetch
 from romancy_stream.store.readers import Readers
 from romancy_stream.store.results import Results
 from romancy_stream.store.searchable import Searchable, SearchedPath
+from romancy_stream.store.sqlite_thread import SqliteThread
 from romancy_stream.store.versions import Versions
 
 
@@ -37,6 +38,7 @@ class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Vers
 
     def __init__(self, url: str) -> None:
         self.db = Database(url)
+        self.lookups = SqliteThread(self.db, "romancy-lookup") if self.db.dialect == SQLITE else None
         self._committer = _committer(self.db)
 
     async def open(self) -> None:
@@ -44,6 +46,8 @@ class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Vers
 
     async def close(self) -> None:
         await self._committer.close()
+        if self.lookups is not None:
+            await self.lookups.close()
         await self.db.close()
 
     async def migrate(self) -> list[str]:

@@ -78,7 +78,7 @@ class Burst(World):
             core.prefixes(asking)
             core.beating(asking)
             core.closings(asking, self.now_us)
-            self.commit = core.handle(inputs, self.now_us, (), EagerRoom("here", {"default": self.size}))
+            self.commit = core.handle(inputs, self.now_us, (), EagerRoom("here", {"default"}, self.size))
 
         self.cost[name] = calls(decided)
         self.apply(self.commit)

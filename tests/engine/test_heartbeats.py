@@ -169,7 +169,7 @@ def test_an_attempt_whose_worker_is_gone_is_dispatched_again() -> None:
 def test_an_attempt_that_another_process_has_now_is_not_of_the_one_that_kept_it() -> None:
     """Else each owner to come would take it for one that nobody has, and dispatch it again."""
     world = Beating()
-    world.eager = EagerRoom("dead-worker", {"default": 1})
+    world.eager = EagerRoom("dead-worker", {"default"}, 1)
     world.step()
     assert world.activities["i", 1, "crunch:1"].eager == "dead-worker"
     assert not world.attempts
