@@ -95,14 +95,15 @@ class Commanding:
 
     async def _send_records(self, records: Sequence[OutRecord]) -> None:
         """Returns when all are durable; raises for the first that is not."""
-        results = await asyncio.gather(*await self._broker.send(records), return_exceptions=True)
-        for error in results:
+        sent = await self._broker.send(records)
+        await asyncio.wait(sent)
+        for error in [each.exception() for each in sent]:
             if isinstance(error, RecordRefusedError) and self.topics.commands not in await self._broker.topics():
                 raise ConfigurationError(
                     f"topic {self.topics.commands!r} does not exist yet: start a worker, or run "
                     "`romancy init MODULE:APP`"
                 ) from error
-            if isinstance(error, BaseException):
+            if error is not None:
                 raise error
 
 

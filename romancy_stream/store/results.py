@@ -3,23 +3,39 @@ the worker or the engine that gives up on it; the functions at the top are for a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
-from romancy_stream.store.database import MYSQL, Database, finished
-from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, activity_key, any_of, chunks
+from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database, finished
+from romancy_stream.store.keys import (
+    IDS_PER_STATEMENT,
+    KEYS_PER_STATEMENT,
+    activity_columns,
+    activity_key,
+    any_of,
+    chunks,
+)
 from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.tables import activity_results, worker_outbox
 from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, json_of, text_of
 
 _MY_DUPLICATE: Final = 1062
+
+# Made once: what SQLAlchemy works out about a statement before it runs, it keeps with the object.
+_INSERT_RESULT: Final = insert(activity_results)
+_INSERT_MISSING_RESULT: Final = {dialect: insert_missing(activity_results, dialect) for dialect in (POSTGRESQL, SQLITE)}
+_INSERT_OUTBOX: Final = insert(worker_outbox)
+_DELETE_OUTBOX: Final = delete(worker_outbox).where(
+    worker_outbox.c.incarnation == bindparam("of"), worker_outbox.c.seq.in_(bindparam("numbers", expanding=True))
+)
 
 
 async def insert_result(connection: AsyncConnection, result: RecordedResult) -> bool:
@@ -37,10 +53,10 @@ async def insert_result(connection: AsyncConnection, result: RecordedResult) -> 
         "at_us": result.at_us,
     }
     if connection.dialect.name != MYSQL:
-        made = await connection.execute(insert_missing(activity_results, connection.dialect.name), row)
+        made = await connection.execute(_INSERT_MISSING_RESULT[connection.dialect.name], row)
         return int(made.rowcount) == 1
     try:  # an upsert cannot tell here whether it inserted, as the driver counts rows found
-        await connection.execute(insert(activity_results), row)
+        await connection.execute(_INSERT_RESULT, row)
     except IntegrityError as error:
         if error.orig is None or error.orig.args[0] != _MY_DUPLICATE:
             raise
@@ -65,7 +81,7 @@ async def insert_worker_outbox(connection: AsyncConnection, rows: Sequence[Worke
         }
         for row in rows
     ]
-    await connection.execute(insert(worker_outbox), values)
+    await connection.execute(_INSERT_OUTBOX, values)
 
 
 class Results:
@@ -103,10 +119,13 @@ class Results:
             return [_worker_row(row) for row in await connection.execute(statement)]
 
     async def delete_worker_outbox(self, keys: Sequence[tuple[str, int]]) -> None:
-        key = (worker_outbox.c.incarnation, worker_outbox.c.seq)
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for incarnation, seq in sorted(keys):
+            numbers[incarnation].append(seq)
         async with self.db.writing("delete what was sent") as connection:
-            for chunk in chunks(sorted(keys), KEYS_PER_STATEMENT):
-                await connection.execute(delete(worker_outbox).where(any_of(key, chunk)))
+            for incarnation, each in numbers.items():
+                for chunk in chunks(each, IDS_PER_STATEMENT):
+                    await connection.execute(_DELETE_OUTBOX, {"of": incarnation, "numbers": chunk})
 
 
 async def _stored(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[ActivityKey, RecordedResult]:
