@@ -17,12 +17,9 @@ MAX_TOPIC_CHARS: Final = 249
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
 
-def topic_specs(
-    namespace: str, partitions: int, queues: Iterable[str] = ("default",), *, task_partitions: int | None = None
-) -> list[TopicSpec]:
+def topic_specs(namespace: str, partitions: int, queues: Iterable[str] = ("default",)) -> list[TopicSpec]:
     """`commands`, `results` and `events` get `partitions`, because instance n lives in partition n of each; a task
-    queue gets `task_partitions`, or as many. How many replicas is the broker's default."""
-    counts = {"{partitions}": partitions, "{task_partitions}": task_partitions or partitions}
+    queue gets as many. How many replicas is the broker's default."""
     specs: list[TopicSpec] = []
     for topic in _manifest()["topics"]:
         count = topic["partitions"]
@@ -31,9 +28,7 @@ def topic_specs(
             places = [{"ns": namespace, "queue": queue} for queue in queues]
         for place in places:
             specs.append(
-                TopicSpec(
-                    _name(topic["name"], place), counts[count] if isinstance(count, str) else count, _config(topic)
-                )
+                TopicSpec(_name(topic["name"], place), partitions if count == "{partitions}" else count, _config(topic))
             )
     return specs
 

@@ -400,13 +400,13 @@ def test_topic_specs_are_the_manifest() -> None:
     manifest = json.loads((ROOT / "manifest.json").read_text("utf-8"))["topics"]
     by_name = {topic["name"]: topic for topic in manifest}
     topics = Topics("shop")
-    specs = topic_specs("shop", 8, ["default", "gpu"], task_partitions=3)
+    specs = topic_specs("shop", 8, ["default", "gpu"])
     assert specs == [
         TopicSpec(topics.commands, 8, by_name["{ns}.commands"]["config"]),
         TopicSpec(topics.results, 8, by_name["{ns}.results"]["config"]),
         TopicSpec(topics.events, 8, by_name["{ns}.events"]["config"]),
-        TopicSpec(topics.tasks("default"), 3, by_name["{ns}.tasks.{queue}"]["config"]),
-        TopicSpec(topics.tasks("gpu"), 3, by_name["{ns}.tasks.{queue}"]["config"]),
+        TopicSpec(topics.tasks("default"), 8, by_name["{ns}.tasks.{queue}"]["config"]),
+        TopicSpec(topics.tasks("gpu"), 8, by_name["{ns}.tasks.{queue}"]["config"]),
         TopicSpec(topics.dead_letters, 1, by_name["{ns}.dlq"]["config"]),
     ]
     assert {spec.partitions for spec in topic_specs("shop", 8)} == {8, 1}
