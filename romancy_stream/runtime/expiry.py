@@ -76,10 +76,10 @@ class Expiry:
 
     async def _due_s(self) -> float:
         """Until something of what is there now becomes too old; less than nothing for what is so already and could not
-        be removed."""
+        be removed. Not long while partitions are being taken over."""
         parts = sorted(self._core.owned)
         if not parts:
-            return inf
+            return LOOK_EVERY_S
         oldest = await finished(self._store.oldest(parts))
         retention_s = inf if self._retention_s is None else self._retention_s
         kept = (

@@ -63,10 +63,11 @@ class Lapses:
             return ()
 
     async def _may_come(self) -> bool:
-        """Something, before the next commit. When the database does not answer: perhaps."""
+        """Something, before the next commit. Perhaps, while partitions are being taken over, and when the database does
+        not answer."""
         parts = sorted(self._core.owned)
         try:
-            return bool(parts) and await finished(self._store.open_attempts(parts))
+            return not parts or await finished(self._store.open_attempts(parts))
         except StoreUnavailableError as error:
             log.warning("whether workers have long attempts is not known for now: %s", error)
             return True

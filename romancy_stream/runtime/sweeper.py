@@ -24,6 +24,9 @@ OWN_TIME_S: Final = 10.0
 """A live worker sends and deletes its rows within milliseconds; older ones are orphans, or doubled: receivers know
 both by their ids."""
 SWEEP_EVERY_S: Final = 15.0
+LOOK_AT_LEAST_S: Final = 3_600.0
+"""While nothing happens: an attempt whose instance has ended without it may commit at any time."""
+EVER_US: Final = 2**62
 ROWS_AT_ONCE: Final = 1_000
 REFUSED_LIMIT: Final = 20_000
 """Refused rows that a sweep passes by before it gives up; they are read again for each page behind them."""
@@ -37,24 +40,29 @@ class Sweeper:
         self._store = store
         self._broker = broker
         self.rest = Rest()
+        self._refused: set[Key] = set()  # at the last look
 
     async def run(self) -> None:
-        """For ever, while attempts are open: what an orphan holds is the end of one. After a takeover once more in any
-        case: what its predecessor left may have been too young for the first look."""
+        """For ever, while attempts are open: what an orphan holds is the end of one. Or while there are rows that were
+        too young for the look: the engine may have learned of the end by other ways, as when it gave up on it. After
+        a takeover once more in any case."""
         while True:
             fresh = await self.rest.pause(SWEEP_EVERY_S)
             try:
                 if self._core.owned:
                     await self.sweep()
                 if not fresh and not self.rest.stirred and not await self._may_come():
-                    await self.rest.sleep()
+                    await self.rest.sleep(LOOK_AT_LEAST_S)
             except (StoreUnavailableError, BrokerUnavailableError) as error:
                 log.warning("orphaned results stay where they are for now: %s", error)
 
     async def _may_come(self) -> bool:
-        """Something, before the next commit."""
+        """Something, before the next commit; perhaps, while partitions are being taken over."""
         parts = sorted(self._core.owned)
-        return bool(parts) and await finished(self._store.open_attempts(parts))
+        if not parts or await finished(self._store.open_attempts(parts)):
+            return True
+        found = await finished(self._store.worker_outbox(parts, EVER_US, len(self._refused) + 1))
+        return any(_key(row) not in self._refused for row in found)
 
     async def sweep(self, older_than_s: float | None = None) -> int:
         """Rows older than OWN_TIME_S, or than that; returns how many were sent. What the broker refuses is left, and
@@ -71,6 +79,7 @@ class Sweeper:
             sent += len(done)
             if len(found) < limit:
                 break
+        self._refused = refused
         if refused:
             log.error("%d orphaned messages stay, the broker refuses them", len(refused))
         return sent

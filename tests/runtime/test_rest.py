@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from romancy_stream.runtime.rest import Rest
 from romancy_stream.runtime.sweeper import Sweeper
 from romancy_stream.store import clocks, tables
 from romancy_stream.store.attempts import WITH_ATTEMPTS
-from romancy_stream.store.port import Detached, Oldest
+from romancy_stream.store.port import Detached, Oldest, WorkerOutboxRow
+from romancy_stream.store.results import insert_worker_outbox
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.partition import partition_for
 from tests.store.writing import activity, committed, entity, event, instance, item, owned, rows, tombstone
@@ -428,6 +430,54 @@ async def test_a_sweeper_rests_while_no_attempt_is_open(store: SqlStore, monkeyp
         engine.count_reads()
         await eventually(lambda: engine.reads >= 6)
         assert not looks.rest.asleep
+
+
+async def test_what_was_too_young_for_a_look_is_sent_though_no_attempt_is_open(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has given up on its attempt, found that it had ended, and nothing happens any more."""
+    monkeypatch.setattr(sweeper, "SWEEP_EVERY_S", 0.02)
+    monkeypatch.setattr(sweeper, "OWN_TIME_S", SOON_US / 1_000_000)
+    engine = Engine(store)
+    await engine.own(0)
+    looks = Sweeper(engine.core, store, None)  # type: ignore[arg-type]  # sends nothing here
+    refused, sent = WorkerOutboxRow("dead", 1, 0, 1, "shop.events", "o-1", (), b"1"), list[Any]()
+    late = replace(refused, seq=2, at_us=await store.now_us())
+
+    async def send(rows: Sequence[WorkerOutboxRow], left: set[Any]) -> list[Any]:
+        left.update(("dead", row.seq) for row in rows if row.seq == refused.seq)
+        sent.extend(row for row in rows if row.seq != refused.seq)
+        return [("dead", row.seq) for row in rows if row.seq != refused.seq]
+
+    monkeypatch.setattr(looks, "_send", send)
+    async with store.db.writing("leave rows") as connection:
+        await insert_worker_outbox(connection, [refused, late])
+    async with looking(lambda _: looks.run(), None):
+        await eventually(lambda: sent)
+        await eventually(lambda: looks.rest.asleep, message="what is refused keeps nobody awake")
+    assert sent == [late]
+    assert len(await rows(store, tables.worker_outbox)) == 1
+
+
+async def test_nobody_rests_because_of_a_look_in_the_middle_of_a_takeover(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that reads its state anew owns nothing for a moment, and need not commit anything afterwards."""
+    monkeypatch.setattr(sweeper, "SWEEP_EVERY_S", 0.02)
+    engine = Engine(store)
+    looks = Sweeper(engine.core, store, None)  # type: ignore[arg-type]  # sends nothing here
+    monkeypatch.setattr(looks, "_send", _nothing)
+    rests = (looks.rest, engine.lapses.rest, engine.expiry.rest)
+    async with (
+        looking(lambda _: looks.run(), None),
+        looking(engine.lapses.run, engine.hear),
+        looking(engine.expiry.run, engine.hear),
+    ):
+        await a_while()
+        await engine.own(0)
+        engine.count_reads()
+        await eventually(lambda: engine.reads >= 6, message="each has looked")
+        await eventually(lambda: all(rest.asleep for rest in rests))
 
 
 async def _nothing(*_: Any) -> list[Any]:
