@@ -347,7 +347,8 @@ class ActivityWorker:
         """Attempts that could begin at once, less the tasks that wait for it; negative when many wait."""
         if self._stopping or not self._sender.ready.is_set():
             return -ALONE_LIMIT
-        return self._concurrency - self._executing - sum(queue.waiting for queue in self._queues)
+        waiting = len(self._looked_up) + sum(queue.waiting for queue in self._queues)
+        return self._concurrency - self._executing - waiting
 
     def part_of(self, instance_id: str) -> int:
         return self._messages.part_of(instance_id)

@@ -66,6 +66,7 @@ class TaskQueue:
         self._source: TaskSource | None = None
         self._heap: list[tuple[int, int, Waiting]] = []
         self._bytes = 0
+        self._fetched = 0  # of those: the others came from an engine of this process
 
     # -- TaskHandler -------------------------------------------------------------------------------------------------
     async def on_assigned(self, ranges: Mapping[TP, AssignedRange]) -> None:
@@ -86,8 +87,9 @@ class TaskQueue:
 
     @property
     def room(self) -> int:
-        """For so many more."""
-        return max(0, LOOK_AHEAD - len(self._heap)) if self._bytes < LOOK_AHEAD_BYTES else 0
+        """For so many more from the broker, where nobody else gets those of our partitions: however many this process
+        has for itself."""
+        return max(0, LOOK_AHEAD - self._fetched) if self._bytes < LOOK_AHEAD_BYTES else 0
 
     @property
     def takes_ahead(self) -> bool:
@@ -97,6 +99,7 @@ class TaskQueue:
     def add(self, waiting: Waiting, number: int) -> None:
         """`number` rises from task to task."""
         self._bytes += len(waiting.task.args)
+        self._fetched += waiting.progress is not None
         self.names[waiting.task.name] += 1
         heappush(self._heap, (waiting.task.priority, number, waiting))
 
@@ -109,6 +112,7 @@ class TaskQueue:
     def take(self) -> Waiting:
         waiting = heappop(self._heap)[2]
         self._bytes -= len(waiting.task.args)
+        self._fetched -= waiting.progress is not None
         leave(self.names, waiting.task.name)
         self.space.set()
         return waiting
@@ -129,6 +133,7 @@ class TaskQueue:
         heapify(entries)
         self._heap = entries
         self._bytes = sum(len(entry[2].task.args) for entry in entries)
+        self._fetched = sum(entry[2].progress is not None for entry in entries)
         self.names = Counter(entry[2].task.name for entry in entries)
         self.space.set()
 

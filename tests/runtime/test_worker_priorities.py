@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 
 from romancy_stream import ActivityContext, App, RateLimit, activity
+from romancy_stream.engine.commit import EagerTask
 from romancy_stream.queues import QueueOptions
 from romancy_stream.runtime import worker_queue
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.runtime.worker_limits import Window
 from romancy_stream.wire import event as w
+from romancy_stream.wire.event import WireEvent
 from tests.runtime.worker_kit import QUEUE, Bench
 from tests.support import eventually
 
@@ -112,6 +115,48 @@ async def test_nor_beyond_what_it_can_hold(sqlite_bench: Bench, monkeypatch: pyt
     assert line.worker._queues[0].room == 0
     line.go.set()
     await sqlite_bench.results_of(3)
+
+
+def kept_here(n: int, attempt: int = 1) -> EagerTask:
+    ext = {w.X_RUN: "1", w.X_ACTIVITY: "work", w.X_ACTIVITY_ID: f"here:{n}", w.X_ATTEMPT: str(attempt)}
+    data = orjson.dumps({"args": [n], "kwargs": {}})
+    return EagerTask(0, QUEUE, WireEvent(f"e{n}", "/romancy/shop", w.TASK, subject="i1", data=data, extensions=ext))
+
+
+async def test_what_an_engine_here_has_to_do_holds_back_nothing_that_came_by_the_broker(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else gets the tasks of these partitions, and an engine may have more than enough for ever."""
+    monkeypatch.setattr(worker_queue, "LOOK_AHEAD", 3)
+    line = Line(sqlite_bench)
+    await line.open()
+    line.worker.eager.run([kept_here(n) for n in range(1, 6)])
+    await line.request(7, 1)
+    await line.request(8)
+    await line.waiting(7)
+    line.go.set()
+    await sqlite_bench.results_of(8)
+    assert line.ran == [0, 7, 1, 2, 3, 4, 5, 8]
+
+
+async def test_tasks_that_are_looked_up_are_not_forgotten_when_more_could_come(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, answered = Line(sqlite_bench), asyncio.Event()
+    heartbeats = sqlite_bench.store.heartbeats
+
+    async def slowly(keys: Any) -> Any:
+        await answered.wait()
+        return await heartbeats(keys)
+
+    monkeypatch.setattr(sqlite_bench.store, "heartbeats", slowly)
+    line.worker = await sqlite_bench.worker(line.work, concurrency=5)
+    line.worker.eager.run([kept_here(n, attempt=2) for n in range(1, 4)])
+    assert line.worker.free == 2
+    answered.set()
+    await sqlite_bench.results_of(3)
+    assert sorted(line.ran) == [1, 2, 3]
+    assert line.worker.free == 5
 
 
 async def test_what_was_not_begun_goes_to_who_takes_over(sqlite_bench: Bench) -> None:
