@@ -36,7 +36,7 @@ from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.errors import InvalidPageTokenError
 from romancy_stream.store import pages, paths, selects, sorts, tables
-from romancy_stream.store.database import POSTGRESQL
+from romancy_stream.store.database import POSTGRESQL, SQLITE
 from romancy_stream.store.keys import IDS_PER_STATEMENT, chunks
 from romancy_stream.store.port import DeadLetterRow, InstancePage, InstanceQuery
 from romancy_stream.store.projections import Projections
@@ -87,6 +87,8 @@ class Readers(Projections):
             if kept:
                 return self._by_value(connection, search, await _rarest(connection, kept))
         if search.is_by_sort:
+            if self.db.dialect != SQLITE:  # of one moment: an instance may go from one sort to another meanwhile
+                await connection.execution_options(isolation_level="REPEATABLE READ")
             among = sorts.statuses(search.query.status, search.query.finished)
             there = await sorts.sorts(connection, among)
             if there is not None:

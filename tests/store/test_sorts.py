@@ -6,11 +6,13 @@ import itertools
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, text, update
+from sqlalchemy.util import await_only
 
 from romancy_stream.engine import commit
 from romancy_stream.engine.commit import InstanceRow
 from romancy_stream.store import sorts as sorts_module
+from romancy_stream.store import tables
 from romancy_stream.store.database import Database
 from romancy_stream.store.port import InstanceQuery
 from romancy_stream.store.readers import Readers
@@ -145,6 +147,37 @@ async def test_a_rare_workflow_and_a_rare_status_are_found_by_the_index(
             assert "romancy_instances_status" in plans[1]
             assert "romancy_instances_started" not in "".join(plans)
             assert "Seq Scan on romancy_instances" not in "".join(plans)
+
+
+@on_every_database
+async def test_an_instance_that_changes_its_status_meanwhile_is_in_the_list(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    """Between the question which sorts there are and the one for their instances."""
+    async with readers_on(request.getfixturevalue(database)) as readers:
+        assert isinstance(readers.db, Database)
+        await put(readers, [instance("i1", workflow="single")])
+        sent: list[str] = []
+
+        async def finish() -> None:
+            changed = update(tables.instances).values(status="completed", finished_us=2_000)
+            async with readers.db.writing("finish") as connection:
+                await connection.execute(changed)
+
+        def between(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
+            if "romancy_instances" in statement:
+                sent.append(statement)
+                if len(sent) == 1:
+                    await_only(finish())
+
+        engine = readers.db.engine.sync_engine
+        event.listen(engine, "after_cursor_execute", between)
+        try:
+            assert await listed(readers, workflow_name="single") == ["i1"]
+        finally:
+            event.remove(engine, "after_cursor_execute", between)
+        found = await readers.list_instances(InstanceQuery(workflow_name="single"))
+        assert [row.status for row in found.rows] == ["completed"]
 
 
 def test_every_status_is_known() -> None:
