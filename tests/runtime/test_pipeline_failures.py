@@ -21,7 +21,7 @@ from romancy_stream.engine import history as h
 from romancy_stream.engine.commit import Commit, EagerTask, ItemRow, MemberRow, OutboxRow
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
-from romancy_stream.engine.inputs import Outlived
+from romancy_stream.engine.inputs import EagerRoom, Outlived
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import IN_FLIGHT_LIMIT, Relay
 from romancy_stream.runtime.under_way import written
@@ -70,8 +70,8 @@ class Local:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def room(self) -> dict[str, int]:
-        return {"default": 100}
+    def room(self) -> EagerRoom:
+        return EagerRoom(self.incarnation, {"default"}, 100)
 
     def run(self, tasks: Sequence[EagerTask]) -> None:
         self.told.append("run")
@@ -368,7 +368,7 @@ async def test_tasks_are_counted_once(tmp_path: Path) -> None:
         assert local.told == ["run"]
         room = processor._room()
         assert room is not None
-        assert room.room["default"] == 100  # what the worker says, which knows of those thirty
+        assert room.free == 100  # what the worker says, which knows of those thirty
 
 
 def test_an_entity_whose_head_is_as_before_counts_as_written() -> None:
