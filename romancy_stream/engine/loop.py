@@ -295,13 +295,14 @@ def _close(coro: Any, met: set[CoroutineType[Any, Any, Any]]) -> None:
 
 
 def _coroutines_in(error: BaseException) -> Iterator[CoroutineType[Any, Any, Any]]:
-    """That were in the hands of the code when it ended: frames live for as long as the error that went through them."""
+    """That were in the hands of the code when it ended: frames live for as long as the error that went through them.
+    By exact types: to ask what else the values of locals are would run code of theirs, as of a dead weak proxy."""
     raised: BaseException | None = error
     while raised is not None:
         for frame, _ in walk_tb(raised.__traceback__):
             for local in list(frame.f_locals.values()):
-                few = isinstance(local, list | tuple) and len(local) <= LOOKED_THROUGH
-                yield from (each for each in (local if few else (local,)) if isinstance(each, CoroutineType))
+                few = type(local) in (list, tuple) and len(local) <= LOOKED_THROUGH
+                yield from (each for each in (local if few else (local,)) if type(each) is CoroutineType)
         raised = raised.__context__
 
 

@@ -146,6 +146,28 @@ def test_cleaning_up_is_silent_where_it_is_refused_to_an_evicted_instance(
     assert not caplog.records
 
 
+class Unbound:
+    """As proxies of web frameworks are outside of a request, or weak ones of what is gone."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("there is nothing behind this")
+
+
+@workflow
+async def holds_a_proxy(ctx: WorkflowContext) -> int:
+    proxy, others = Unbound(), [Unbound()]
+    await ctx.wait_event("never")
+    return len([proxy, *others])
+
+
+def test_whatever_code_has_in_its_hands_is_not_asked_when_it_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(holds_a_proxy, cached=0)
+    world.start("holds_a_proxy")
+    world.run()
+    assert world.instances["i"].status == "waiting_for_event"
+    assert not caplog.records
+
+
 async def test_the_outer_loop_keeps_its_generators() -> None:
     before = sys.get_asyncgen_hooks()
     world = World(goes_through, answers=ANSWERS)
