@@ -96,7 +96,12 @@ class Commanding:
     async def _send_records(self, records: Sequence[OutRecord]) -> None:
         """Returns when all are durable; raises for the first that is not."""
         sent = await self._broker.send(records)
-        await asyncio.wait(sent)
+        try:
+            await asyncio.wait(sent)
+        except asyncio.CancelledError:
+            for each in sent:  # nobody is left to hear what becomes of it
+                each.cancel()
+            raise
         for error in [each.exception() for each in sent]:
             if isinstance(error, RecordRefusedError) and self.topics.commands not in await self._broker.topics():
                 raise ConfigurationError(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from romancy_stream import App, ConfigurationError, PayloadError, WorkflowContext
+from romancy_stream import App, BrokerUnavailableError, ConfigurationError, PayloadError, WorkflowContext
+from romancy_stream.wire.record import OutRecord
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -48,6 +53,36 @@ async def test_a_client_that_is_not_entered_says_so(app: App) -> None:
     for outside in (client, app.client()):
         with pytest.raises(ConfigurationError, match="<Client edges> is not entered"):
             await outside.get_instance("i")
+
+
+async def test_nobody_is_told_of_an_error_that_comes_after_the_caller_has_gone(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.workflow
+    async def anything(ctx: WorkflowContext) -> None: ...
+
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with app:
+        sent: list[asyncio.Future[int]] = []
+
+        async def send(records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
+            sent.extend(asyncio.get_running_loop().create_future() for _ in records)
+            return list(sent)
+
+        with monkeypatch.context() as slow:  # as where it takes a broker long to acknowledge
+            slow.setattr(app._broker, "send", send)
+            start = asyncio.create_task(app.start(anything))
+            await eventually(lambda: sent)
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
+        if not sent[0].done():
+            sent[0].set_exception(BrokerUnavailableError("the broker was closed"))
+        sent.clear()
+        del start
+    gc.collect()  # what nobody has heard of would be told now
+    assert not told
 
 
 def test_an_unknown_attribute_is_still_an_attribute_error(app: App) -> None:
