@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import sqlite3
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,9 @@ from romancy_stream.errors import ConfigurationError
 from romancy_stream.store.database import Database, async_url
 from romancy_stream.store.port import Store
 from romancy_stream.store.sql import SqlStore
+from romancy_stream.store.sqlite_thread import SqliteThread
 from tests.store.writing import execute
+from tests.support import eventually
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,23 @@ async def call_left_behind(database: Database) -> None:
     await database.close()
     go_on.set()
     assert await call == 1
+
+
+async def test_a_thread_that_is_closed_beside_calls_and_other_closes_can_be_used_again(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
+    await database.open()
+    thread = SqliteThread(database, "test-thread")
+
+    def one(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("SELECT 1").fetchone()[0])
+
+    for _ in range(3):
+        assert await thread.run(one) == 1
+        assert (await asyncio.gather(thread.close(), thread.run(one), thread.close()))[1] == 1
+    assert await thread.run(one) == 1
+    await thread.close()
+    await database.close()
+    await eventually(lambda: not [each for each in threading.enumerate() if each.name.startswith("test-thread")])
 
 
 async def test_a_connection_that_comes_back_after_the_end_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
