@@ -298,7 +298,9 @@ def _coroutines_in(error: BaseException) -> Iterator[CoroutineType[Any, Any, Any
     """That were in the hands of the code when it ended: frames live for as long as the error that went through them.
     By exact types: to ask what else the values of locals are would run code of theirs, as of a dead weak proxy."""
     raised: BaseException | None = error
-    while raised is not None:
+    seen: set[int] = set()
+    while raised is not None and id(raised) not in seen:  # code may have made a circle of them
+        seen.add(id(raised))
         for frame, _ in walk_tb(raised.__traceback__):
             for local in list(frame.f_locals.values()):
                 few = type(local) in (list, tuple) and len(local) <= LOOKED_THROUGH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import math
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest
 from romancy_stream.activity import activity
 from romancy_stream.context import WorkflowContext
 from romancy_stream.engine import history as h
-from romancy_stream.engine.loop import LATEST_US
+from romancy_stream.engine.loop import LATEST_US, _coroutines_in
 from romancy_stream.instances import moment
 from romancy_stream.retry import RetryPolicy
 from romancy_stream.workflow import workflow
@@ -166,6 +167,25 @@ def test_whatever_code_has_in_its_hands_is_not_asked_when_it_is_evicted(caplog: 
     world.run()
     assert world.instances["i"].status == "waiting_for_event"
     assert not caplog.records
+
+
+def test_errors_that_lead_to_each_other_are_looked_through_once() -> None:
+    later = cleans()
+
+    def fails() -> None:
+        held = later
+        raise ValueError(held)
+
+    try:
+        fails()
+    except ValueError as error:
+        other = KeyError("other")
+        error.__context__, other.__context__ = other, error
+        met = list(itertools.islice(_coroutines_in(error), 10))
+        other.__context__ = None
+    assert set(met) == {later}
+    assert len(met) < 10
+    later.close()
 
 
 async def test_the_outer_loop_keeps_its_generators() -> None:
