@@ -23,6 +23,7 @@ from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.runtime.worker_messages import Message
 from romancy_stream.runtime.worker_sending import Sender
+from romancy_stream.runtime.worker_watch import Times
 from romancy_stream.store import tables
 from romancy_stream.wire import event as w
 from romancy_stream.wire.record import OutRecord
@@ -326,7 +327,8 @@ async def test_offsets_are_committed_while_the_worker_runs_as_far_as_all_is_done
             await go.wait()
         return n
 
-    worker = await sqlite_bench.worker(slow)
+    # On a machine that stands still for a while it would be given up, as no engine here knows of it.
+    worker = await sqlite_bench.worker(slow, times=Times(detach_after_s=600, lease_s=600, check_every_s=600))
     for n in range(5):
         await sqlite_bench.request("slow", n, activity_id=f"slow:{n}", partition=0)
     await sqlite_bench.results_of(4)
