@@ -327,7 +327,7 @@ async def test_offsets_are_committed_while_the_worker_runs_as_far_as_all_is_done
             await go.wait()
         return n
 
-    # On a machine that stands still for a while it would be given up, as no engine here knows of it.
+    # On a machine that stands still for half a minute it would be a long one, which the others do not wait for.
     worker = await sqlite_bench.worker(slow, times=Times(detach_after_s=600, lease_s=600, check_every_s=600))
     for n in range(5):
         await sqlite_bench.request("slow", n, activity_id=f"slow:{n}", partition=0)
