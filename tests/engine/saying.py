@@ -20,11 +20,12 @@ _numbers = itertools.count()
 
 
 def say(world: World, name: str, data: Any = None, to: str = "i", kind: str = w.SIGNAL, **given: Any) -> WireEvent:
-    """A command as any producer sends it, in any partition; nothing has processed it yet."""
+    """A command as any producer sends it, in any partition, which one in turn in each world; nothing has processed it
+    yet."""
     number = next(_numbers)
     raw = None if data is None else orjson.dumps(data)
     event = WireEvent(given.pop("id", f"c-{number}"), "/desk", kind, to, raw, TIME, {w.X_NAME: name, **given})
-    world.send(event, number % world.config.partitions)
+    world.send(event, next(world.said) % world.config.partitions)
     return event
 
 

@@ -55,6 +55,7 @@ class World(Tables):
         self.pending: list[Record] = []
         self.attempts: list[tuple[str, int, int]] = []  # activity id, attempt, when
         self._offsets = itertools.count()
+        self.said = itertools.count()  # see `saying`
         self.core = self._new_core()
         _open.append(self)
 
