@@ -161,23 +161,18 @@ class ResultHub:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started, workflow)
         self._waiters.setdefault(instance_id, []).append(waiter)
         try:
-            if timeout_s is None:
-                return await self._heard(instance_id, waiter, poll_interval_s)
             async with asyncio.timeout(timeout_s):
-                return await self._heard(instance_id, waiter, poll_interval_s)
+                if poll_interval_s is not None:
+                    return await self._poll(instance_id, waiter, poll_interval_s)
+                if not self._is_local(instance_id):
+                    await self._listen()
+                self._look_soon(instance_id)
+                return await waiter.future
         finally:
             waiters = self._waiters[instance_id]
             waiters.remove(waiter)
             if not waiters:
                 del self._waiters[instance_id]
-
-    async def _heard(self, instance_id: str, waiter: _Waiter, poll_interval_s: float | None) -> Outcome:
-        if poll_interval_s is not None:
-            return await self._poll(instance_id, waiter, poll_interval_s)
-        if not self._is_local(instance_id):
-            await self._listen()
-        self._look_soon(instance_id)
-        return await waiter.future
 
     async def _poll(self, instance_id: str, waiter: _Waiter, interval_s: float) -> Outcome:
         """For clients that may not read `events`."""

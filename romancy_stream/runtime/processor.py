@@ -36,6 +36,7 @@ from romancy_stream.runtime.local_results import LocalResults, LocalWorker, is_l
 from romancy_stream.runtime.patience import Patience
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.reporting import report
+from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.under_way import UnderWay, written
 from romancy_stream.runtime.vault import NO_VAULT, Vault
@@ -255,10 +256,7 @@ class Processor:
         if self._relay.has_news or not self._relay.idle:
             wait_s = min(wait_s, TIDY_AFTER_S)
         if wait_s > 0:
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._timers_changed.wait()
+            await wait_at_most(self._timers_changed, wait_s)
 
     # -- results of the worker in this process -------------------------------------------------------------------
     def take_result(self, part: int, result: WireEvent) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from romancy_stream.broker.port import Broker
 from romancy_stream.engine.commit import OutboxRow
 from romancy_stream.errors import RecordRefusedError
+from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.wire.codec import header_bytes
 from romancy_stream.wire.record import OutRecord
 
@@ -149,9 +150,7 @@ class Relay:
 
     async def _retry_refused(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFUSED_AGAIN_S):
-                    await self._refused_now.wait()
+            await wait_at_most(self._refused_now, REFUSED_AGAIN_S)
             self._refused_now.clear()
             for held in list(self._held.values()):
                 for key, waiting in list(held.items()):

@@ -32,7 +32,7 @@ class Rest:
 
     async def pause(self, seconds: float) -> bool:
         """Before a look; True where it came to an early end by `hurry`."""
-        await _wait(self._now, seconds)
+        await wait_at_most(self._now, seconds)
         hurried = self._now.is_set()
         self._now.clear()
         self._stirred.clear()
@@ -42,12 +42,13 @@ class Rest:
         """After a look that found nothing left: until something stirs."""
         self.asleep = True
         try:
-            await _wait(self._stirred, limit_s)
+            await wait_at_most(self._stirred, limit_s)
         finally:
             self.asleep = False
 
 
-async def _wait(event: asyncio.Event, limit_s: float | None) -> None:
+async def wait_at_most(event: asyncio.Event, limit_s: float | None) -> None:
+    """Until it is set, or the time is up."""
     # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the event.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):

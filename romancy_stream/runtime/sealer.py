@@ -26,10 +26,7 @@ class Sealer:
         """None stays None: no data."""
         if raw is None:
             return None
-        blobs: dict[str, bytes] = {}
-        sealed = self.sealing.seal(raw, what, blobs)
-        if blobs:
-            await self.vault.put(blobs)
+        [sealed] = await self.seal_all([raw], what)
         return sealed
 
     async def seal_all(self, raws: Sequence[bytes | None], what: str) -> list[bytes | None]:

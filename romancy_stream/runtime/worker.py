@@ -33,6 +33,7 @@ from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outco
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.listeners import Listeners
+from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_eager import ALONE_LIMIT, Eager
@@ -556,11 +557,7 @@ class ActivityWorker:
     async def _tidy_up_for_ever(self) -> None:
         while True:
             await self._tidy.wait()
-            try:
-                async with asyncio.timeout(TIDY_EVERY_S):
-                    await self._tidy_now.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._tidy_now, TIDY_EVERY_S)
             self._tidy.clear()
             self._tidy_now.clear()
             self._ends = 0

@@ -14,7 +14,7 @@ from romancy_stream.engine.commit import COMPENSATING, RUNNING, ActivityKey, Hea
 from romancy_stream.store import selects
 from romancy_stream.store.clocks import clock
 from romancy_stream.store.database import MYSQL, POSTGRESQL, Database, finished
-from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, activity_key, any_of, chunks
+from romancy_stream.store.keys import KEYS_PER_STATEMENT, activity_columns, any_of, chunks
 from romancy_stream.store.port import Detached
 from romancy_stream.store.tables import (
     activities,
@@ -59,7 +59,7 @@ class LongAttempts:
             return found
         columns = activity_columns(heartbeats)
         async with self.db.reading("read heartbeats") as connection:
-            for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+            for chunk in chunks(keys, KEYS_PER_STATEMENT):
                 for row in await connection.execute(select(heartbeats).where(any_of(columns, chunk))):
                     key = ActivityKey(row.instance_id, row.run, row.activity_id)
                     found[key] = Heartbeat(key, row.attempt, row.at_us, selects.raw(row.details))
@@ -79,7 +79,7 @@ class LongAttempts:
                 "attempt": each.attempt,
                 "incarnation": each.incarnation,
             }
-            for each in sorted(attempts, key=lambda each: activity_key(each.key))
+            for each in sorted(attempts, key=lambda each: each.key)
         ]
         async with self.db.writing("detach attempts") as connection:
             await connection.execute(_unless_later(detached, self.db.dialect, "part", "incarnation"), rows)
@@ -113,7 +113,7 @@ class LongAttempts:
     async def _attach(self, attempts: Sequence[Detached]) -> None:
         """Only where that worker stands for that attempt: another one may have taken it over."""
         columns = (*activity_columns(detached), detached.c.attempt, detached.c.incarnation)
-        values = {(*activity_key(each.key), each.attempt, each.incarnation) for each in attempts}
+        values = {(*each.key, each.attempt, each.incarnation) for each in attempts}
         async with self.db.writing("attach attempts") as connection:
             for chunk in chunks(sorted(values), KEYS_PER_STATEMENT):
                 await connection.execute(delete(detached).where(any_of(columns, chunk)))
@@ -123,7 +123,7 @@ class LongAttempts:
         if not keys:
             return found
         async with self.db.reading("look for detached attempts") as connection:
-            for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+            for chunk in chunks(keys, KEYS_PER_STATEMENT):
                 statement = select(detached).where(any_of(activity_columns(detached), chunk))
                 found |= {(each := _detached(row)).key: each for row in await connection.execute(statement)}
         return found
@@ -173,7 +173,7 @@ class LongAttempts:
 
 async def _closed(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> set[ActivityKey]:
     columns = activity_columns(activity_results)
-    mine = any_of(columns, [activity_key(key) for key in keys])
+    mine = any_of(columns, keys)
     rows = await connection.execute(select(*columns).where(mine, activity_results.c.outcome == CLOSED))
     return {ActivityKey(*row) for row in rows}
 
@@ -189,7 +189,7 @@ async def _buried(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> d
 async def _latest(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[ActivityKey, int]:
     """The attempt that beat last."""
     columns = activity_columns(heartbeats)
-    mine = any_of(columns, [activity_key(key) for key in keys])
+    mine = any_of(columns, keys)
     rows = await connection.execute(select(*columns, heartbeats.c.attempt).where(mine))
     return {ActivityKey(*row[:3]): row.attempt for row in rows}
 
@@ -201,14 +201,14 @@ def _detached(row: Any) -> Detached:
 def _given_up(key: ActivityKey) -> ColumnElement[bool]:
     """Closed, or gone with its instance."""
     results = activity_results.c
-    closed = and_(any_of(activity_columns(activity_results), [activity_key(key)]), results.outcome == CLOSED)
+    closed = and_(any_of(activity_columns(activity_results), [key]), results.outcome == CLOSED)
     buried = and_(tombstones.c.instance_id == key.instance_id, tombstones.c.run >= key.run)
     return or_(exists().where(closed), exists().where(buried))
 
 
 def _overtaken(key: ActivityKey, attempt: int) -> tuple[ColumnElement[bool], ...]:
     """A later attempt has begun."""
-    return any_of(activity_columns(heartbeats), [activity_key(key)]), heartbeats.c.attempt > attempt
+    return any_of(activity_columns(heartbeats), [key]), heartbeats.c.attempt > attempt
 
 
 def _unless_later(table: Any, dialect: str, *names: str) -> Any:

@@ -8,8 +8,6 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Table, and_, or_
 
-from romancy_stream.engine.commit import ActivityKey
-
 T = TypeVar("T")
 
 IDS_PER_STATEMENT: Final = 1000  # SQLite allows some 32,000 parameters; longer texts gain nothing
@@ -27,9 +25,5 @@ def any_of(columns: Sequence[Column[Any]], keys: Iterable[Sequence[Any]]) -> Col
 
 
 def activity_columns(table: Table) -> tuple[Column[Any], ...]:
+    """Those of an `ActivityKey`, which is also the order in which rows are locked everywhere."""
     return table.c.instance_id, table.c.run, table.c.activity_id
-
-
-def activity_key(key: ActivityKey) -> tuple[str, int, str]:
-    """In the order of `activity_columns`; also the order in which rows are locked everywhere."""
-    return (key.instance_id, key.run, key.activity_id)

@@ -18,7 +18,6 @@ from romancy_stream.store.keys import (
     IDS_PER_STATEMENT,
     KEYS_PER_STATEMENT,
     activity_columns,
-    activity_key,
     any_of,
     chunks,
 )
@@ -31,7 +30,9 @@ _MY_DUPLICATE: Final = 1062
 
 # Made once: what SQLAlchemy works out about a statement before it runs, it keeps with the object.
 _INSERT_RESULT: Final = insert(activity_results)
-_INSERT_MISSING_RESULT: Final = {dialect: insert_missing(activity_results, dialect) for dialect in (POSTGRESQL, SQLITE)}
+_INSERT_MISSING_RESULT: Final = {
+    dialect: insert_missing(activity_results, dialect) for dialect in (POSTGRESQL, MYSQL, SQLITE)
+}
 _INSERT_OUTBOX: Final = insert(worker_outbox)
 _DELETE_OUTBOX: Final = delete(worker_outbox).where(
     worker_outbox.c.incarnation == bindparam("of"), worker_outbox.c.seq.in_(bindparam("numbers", expanding=True))
@@ -90,14 +91,14 @@ class Results:
     async def close_activities(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
         if not keys:
             return {}
-        return await finished(self._close(sorted(set(keys), key=activity_key), at_us))
+        return await finished(self._close(sorted(set(keys)), at_us))
 
     async def _close(self, keys: Sequence[ActivityKey], at_us: int) -> Mapping[ActivityKey, RecordedResult]:
         """In one order everywhere, so that two engines that close the same keys cannot deadlock."""
         closing = {"attempt": CLOSED_ATTEMPT, "outcome": CLOSED, "at_us": at_us}
         rows = [{"instance_id": k.instance_id, "run": k.run, "activity_id": k.activity_id, **closing} for k in keys]
         async with self.db.writing("close activities") as connection:
-            await connection.execute(insert_missing(activity_results, self.db.dialect), rows)
+            await connection.execute(_INSERT_MISSING_RESULT[self.db.dialect], rows)
             return await _stored(connection, keys)
 
     async def results(self, keys: Sequence[ActivityKey]) -> Mapping[ActivityKey, RecordedResult]:
@@ -131,7 +132,7 @@ class Results:
 async def _stored(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> dict[ActivityKey, RecordedResult]:
     table = activity_results
     found: dict[ActivityKey, RecordedResult] = {}
-    for chunk in chunks([activity_key(key) for key in keys], KEYS_PER_STATEMENT):
+    for chunk in chunks(keys, KEYS_PER_STATEMENT):
         for row in await connection.execute(select(table).where(any_of(activity_columns(table), chunk))):
             result = _result(row)
             found[result.key] = result

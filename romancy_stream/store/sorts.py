@@ -13,27 +13,12 @@ from sqlalchemy import ColumnElement, Select, TextClause, select, text, union_al
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from romancy_stream.engine.commit import (
-    CANCELLED,
-    COMPENSATING,
-    COMPLETED,
-    FAILED,
-    FINISHED,
-    RECURRED,
-    RESET,
-    RUNNING,
-    WAITING_FOR_EVENT,
-    WAITING_FOR_MESSAGE,
-    WAITING_FOR_TIMER,
-)
+from romancy_stream.engine.commit import FINISHED, RECURRED, RESET
 from romancy_stream.store.database import MYSQL
 from romancy_stream.store.tables import instances
 from romancy_stream.store.versions import OPEN
 
-STATUSES: Final = (
-    *(RUNNING, WAITING_FOR_TIMER, WAITING_FOR_EVENT, WAITING_FOR_MESSAGE, COMPENSATING),
-    *(COMPLETED, FAILED, CANCELLED, RECURRED, RESET),
-)
+STATUSES: Final = (*OPEN, *sorted(FINISHED), RECURRED, RESET)
 """All that an instance can have."""
 WORKFLOWS_MAX: Final = 100
 """Of one status. One step along the index each, some 10 µs, for every list."""
