@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import string
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -104,10 +104,11 @@ class Readers(Projections):
         """Along the index of what stands in inputs."""
         values, dialect = tables.input_values, self.db.dialect
 
-        def keys(after: pages.Cursor | None, size: int) -> Select[Any]:
+        async def keys(after: pages.Cursor | None, size: int) -> Sequence[sorts.Key]:
             wanted = values.c.value == mark, *search.started(values), *_behind(after, dialect, values)
             found = select(values.c.started_us, values.c.instance_id).where(*wanted)
-            return found.order_by(*_newest_first(values.c, dialect)).limit(size)
+            page = await connection.execute(found.order_by(*_newest_first(values.c, dialect)).limit(size))
+            return [(row.started_us, row.instance_id) for row in page]
 
         return self._along(connection, search, keys)
 
@@ -115,22 +116,25 @@ class Readers(Projections):
         self, connection: AsyncConnection, search: _Search, found: Sequence[sorts.Sort]
     ) -> AsyncGenerator[list[InstanceRow]]:
         """Along the index of statuses and workflows."""
-        table, dialect = tables.instances, self.db.dialect
+        times = (search.query.started_after_us, search.query.started_before_us)
+        from_us, until_us = (None if time_us is None else _int64(time_us) for time_us in times)
 
-        def keys(after: pages.Cursor | None, size: int) -> Select[Any]:
-            wanted = [*search.started(table), *_behind(after, dialect)]
-            return sorts.newest(found, wanted, lambda columns: _newest_first(columns, dialect), size)
+        async def keys(after: pages.Cursor | None, size: int) -> Sequence[sorts.Key]:
+            return await sorts.newest(connection, found, sorts.Bounds(from_us, until_us, after), size)
 
         return self._along(connection, search, keys)
 
     async def _along(
-        self, connection: AsyncConnection, search: _Search, keys: Callable[[pages.Cursor | None, int], Select[Any]]
+        self,
+        connection: AsyncConnection,
+        search: _Search,
+        keys: Callable[[pages.Cursor | None, int], Awaitable[Sequence[sorts.Key]]],
     ) -> AsyncGenerator[list[InstanceRow]]:
-        """An index, newest first, more at a time each time. `keys`: the next of it, as times and ids."""
+        """An index, newest first, more at a time each time. `keys`: the next of it."""
         after, size = search.after, search.query.limit + 1
         while True:
-            page = (await connection.execute(keys(after, size))).all()
-            async for rows in self._by_key(connection, [key.instance_id for key in page], size):
+            page = await keys(after, size)
+            async for rows in self._by_key(connection, [instance_id for _, instance_id in page], size):
                 yield rows
             if len(page) < size:
                 return
@@ -281,10 +285,10 @@ class _Search:
 
     @property
     def is_by_sort(self) -> bool:
-        """It asks for a workflow or a status, and for nothing that few of such instances may have."""
+        """It asks for a workflow, a status or open ones, and for nothing that few of such instances may have."""
         query = self.query
         few = (query.input or None, query.instance_id, query.parent_id, query.parked, query.finished_before_us)
-        asked = query.workflow_name is not None or query.status is not None
+        asked = query.workflow_name is not None or query.status is not None or query.finished is False
         return asked and all(each is None for each in few)
 
     def has_name(self, workflow: str) -> bool:

@@ -66,6 +66,8 @@ QUERIES: list[dict[str, Any]] = [
     {"workflow_name": "shipping", "status": "running", "started_after_us": 3, "started_before_us": 11},
     {"workflow_name": "shipping", "instance_id": "1"},
     {"status": "failed", "finished_before_us": 30},
+    {"finished": False},
+    {"finished": False, "system": True, "started_before_us": 11},
 ]
 
 
@@ -76,9 +78,11 @@ async def test_all_are_listed_in_order_page_by_page(
     async with readers_on(request.getfixturevalue(database)) as readers:
         await put(readers, instances())
         along = [[await listed(readers, limit=limit, **query) for limit in (4, 200)] for query in QUERIES]
+        monkeypatch.setattr(sorts_module, "ROWS_AT_ONCE", 0)  # in two rounds, however few they are
+        in_rounds = [[await listed(readers, limit=limit, **query) for limit in (4, 200)] for query in QUERIES]
         monkeypatch.setattr(sorts_module, "SORTS_MAX", 0)
         one_by_one = [[await listed(readers, limit=limit, **query) for limit in (4, 200)] for query in QUERIES]
-    assert along == one_by_one
+    assert along == in_rounds == one_by_one
     assert along[0][0] == [
         row.instance_id
         for row in sorted(instances(), key=lambda row: (row.started_us, row.instance_id), reverse=True)
@@ -106,47 +110,79 @@ async def test_many_workflows_are_looked_through_as_before(
 
 
 @on_every_database
-async def test_a_rare_workflow_and_a_rare_status_are_found_by_the_index(
+async def test_rare_workflows_rare_statuses_and_rare_open_ones_are_found_by_the_index(
     database: str, request: pytest.FixtureRequest
 ) -> None:
     async with readers_on(request.getfixturevalue(database)) as readers:
-        assert isinstance(readers.db, Database)
-        rows = [instance(f"i{n:04}", status="completed", started_us=n) for n in range(3_000)]
-        rows[700] = instance("i0700", workflow="rare", status="completed", started_us=700)
-        rows[900] = instance("i0900", status="failed", started_us=900)
+        rows = [instance(f"i{n:04}", status="completed", started_us=n, finished_us=n) for n in range(3_000)]
+        rows[400] = instance("i0400", status="waiting_for_timer", started_us=400)  # what is open is few, and old
+        rows[700] = instance("i0700", workflow="rare", status="completed", started_us=700, finished_us=700)
+        rows[900] = instance("i0900", status="failed", started_us=900, finished_us=900)
         await put(readers, rows)
-        if readers.db.dialect != "sqlite":
-            table = "TABLE romancy_instances" if readers.db.dialect == "mysql" else "romancy_instances"
-            async with readers.db.writing("analyze") as connection:
-                await connection.execute(text(f"ANALYZE {table}"))
+        await analyzed(readers)
         for query, wanted in (
             ({"workflow_name": "rar"}, ["i0700"]),
             ({"workflow_name": "order", "status": "failed"}, ["i0900"]),
             ({"status": "failed"}, ["i0900"]),
+            ({"workflow_name": "order", "finished": False}, ["i0400"]),
+            ({"finished": False}, ["i0400"]),
         ):
-            sent: list[tuple[str, Any]] = []
-
-            def note(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, _m: bool, to: Any = sent) -> None:
-                to.append((statement, parameters))
-
-            engine = readers.db.engine.sync_engine
-            event.listen(engine, "before_cursor_execute", note)
-            try:
-                assert await listed(readers, **query) == wanted
-            finally:
-                event.remove(engine, "before_cursor_execute", note)
-            explain = "EXPLAIN QUERY PLAN" if readers.db.dialect == "sqlite" else "EXPLAIN"
-            selects = [each for each in sent if "romancy_instances" in each[0]]
-            assert len(selects) == 3
-            async with readers.db.engine.connect() as connection:
-                plans = [
-                    str((await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all())
-                    for statement, parameters in selects
-                ]
+            found, plans = await explained(readers, **query)
+            assert found == wanted
+            assert len(plans) == 3
             assert "romancy_instances_status" in plans[0]
             assert "romancy_instances_status" in plans[1]
             assert "romancy_instances_started" not in "".join(plans)
             assert "Seq Scan on romancy_instances" not in "".join(plans)
+
+
+@on_every_database
+async def test_a_page_out_of_many_sorts_reads_a_few_rows_of_each(database: str, request: pytest.FixtureRequest) -> None:
+    """And all of a page of those few that have most of it: one workflow was busy for a while."""
+    async with readers_on(request.getfixturevalue(database)) as readers:
+        rows = [instance(f"i{n:04}", workflow=f"order-{n % 60:02}", started_us=n) for n in range(3_000)]
+        rows += [instance(f"j{n:04}", workflow="order-07", started_us=2_960 + n) for n in range(40)]
+        await put(readers, rows)
+        await analyzed(readers)
+        found, plans = await explained(readers, limit=50, workflow_name="order", finished=False)
+        newest = sorted(rows, key=lambda row: (row.started_us, row.instance_id), reverse=True)
+        assert found == [row.instance_id for row in newest[:50]]
+        assert len(plans) == 4  # which sorts there are, of each a few, more of one, and the rows
+        assert "romancy_instances_status" in plans[1]
+        assert "romancy_instances_status" in plans[2]
+        assert await listed(readers, limit=200, workflow_name="order") == [row.instance_id for row in newest]
+
+
+async def analyzed(readers: Readers) -> None:
+    assert isinstance(readers.db, Database)
+    if readers.db.dialect != "sqlite":
+        table = "TABLE romancy_instances" if readers.db.dialect == "mysql" else "romancy_instances"
+        async with readers.db.writing("analyze") as connection:
+            await connection.execute(text(f"ANALYZE {table}"))
+
+
+async def explained(readers: Readers, **query: Any) -> tuple[list[str], list[str]]:
+    """The ids of the first page, and the plans of the statements that look for instances."""
+    assert isinstance(readers.db, Database)
+    sent: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, _m: bool) -> None:
+        if "romancy_instances" in statement:
+            sent.append((statement, parameters))
+
+    engine = readers.db.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        page = await readers.list_instances(InstanceQuery(**query))
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    explain = "EXPLAIN QUERY PLAN" if readers.db.dialect == "sqlite" else "EXPLAIN"
+    async with readers.db.engine.connect() as connection:
+        plans = [
+            str((await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all())
+            for statement, parameters in sent
+        ]
+    return [row.instance_id for row in page.rows], plans
 
 
 @on_every_database
