@@ -46,11 +46,9 @@ class EngineDriver(Reading):
         assert await handle.result(timeout=ANSWER_LIMIT_S) == 7
 
     async def burst(self, count: int) -> None:
-        handles: list[Handle[int]] = []
-        for first in range(0, count, STARTS_AT_ONCE):
-            numbers = range(first, min(count, first + STARTS_AT_ONCE))
-            handles += await asyncio.gather(*(self._client.start(three_steps, number) for number in numbers))
-        results = await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
+        handles = await self._client.start_many(three_steps, range(count))
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            results = await asyncio.gather(*(handle.result() for handle in handles))
         assert results == list(range(count))
 
     # -- shapes of work: each returns what it took, in seconds ---------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from romancy_stream.broker.port import Broker
+from romancy_stream.broker.port import Broker, acknowledged
 from romancy_stream.engine.answers import DONE
 from romancy_stream.engine.failure import decode_error
 from romancy_stream.errors import ConfigurationError, RecordRefusedError
@@ -95,14 +95,7 @@ class Commanding:
 
     async def _send_records(self, records: Sequence[OutRecord]) -> None:
         """Returns when all are durable; raises for the first that is not."""
-        sent = await self._broker.send(records)
-        try:
-            await asyncio.wait(sent)
-        except asyncio.CancelledError:
-            for each in sent:  # nobody is left to hear what becomes of it
-                each.cancel()
-            raise
-        for error in [each.exception() for each in sent]:
+        for error in await acknowledged(await self._broker.send(records)):
             if isinstance(error, RecordRefusedError) and self.topics.commands not in await self._broker.topics():
                 raise ConfigurationError(
                     f"topic {self.topics.commands!r} does not exist yet: start a worker, or run "

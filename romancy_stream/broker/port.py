@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError
 from romancy_stream.wire.record import TP, OutRecord, Record
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "TaskSource",
     "TopicInfo",
     "TopicSpec",
+    "acknowledged",
 ]
 
 
@@ -163,3 +165,23 @@ class Broker(Protocol):
     def batches(self, topics: Sequence[str], group: str, handler: BatchHandler) -> BatchSource: ...
     def tasks(self, topics: Sequence[str], group: str, handler: TaskHandler) -> TaskSource: ...
     def tail(self, topics: Sequence[str], on_records: OnRecords) -> Tail: ...
+
+
+async def acknowledged(sent: Sequence[asyncio.Future[int]]) -> list[RecordRefusedError | BrokerUnavailableError | None]:
+    """Waits until the broker has answered for all; None where it has the record. One after another: most are answered
+    for together, and a future that is done costs no turn of the loop. When the caller is cancelled they are too, as
+    nobody is left to hear."""
+    answers: list[RecordRefusedError | BrokerUnavailableError | None] = []
+    try:
+        for each in sent:
+            try:
+                await each
+            except (RecordRefusedError, BrokerUnavailableError) as error:
+                answers.append(error)
+            else:
+                answers.append(None)
+    except asyncio.CancelledError:
+        for each in sent:
+            each.cancel()
+        raise
+    return answers

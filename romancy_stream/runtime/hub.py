@@ -9,10 +9,10 @@ after is heard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,7 +103,7 @@ class ResultHub:
         for question in self._questions.values():
             question.future.cancel()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def answer(
         self, instance_id: str, command_id: str, lookup: Lookup | None = None, poll_interval_s: float | None = None
     ) -> AsyncIterator[asyncio.Future[bytes]]:
@@ -161,7 +161,7 @@ class ResultHub:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started, workflow)
         self._waiters.setdefault(instance_id, []).append(waiter)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with contextlib.nullcontext() if timeout_s is None else asyncio.timeout(timeout_s):
                 if poll_interval_s is not None:
                     return await self._poll(instance_id, waiter, poll_interval_s)
                 if not self._is_local(instance_id):

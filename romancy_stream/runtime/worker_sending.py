@@ -10,8 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from romancy_stream.broker.port import Broker
-from romancy_stream.errors import BrokerUnavailableError, RecordRefusedError, StoreUnavailableError
+from romancy_stream.broker.port import Broker, acknowledged
+from romancy_stream.errors import BrokerUnavailableError, StoreUnavailableError
 from romancy_stream.runtime.worker_messages import Message, records
 from romancy_stream.store.database import seen
 from romancy_stream.store.port import Store
@@ -67,23 +67,14 @@ class Sender:
         """Extends `answers` up to the first message that the broker did not answer for: what is behind it goes again
         with it, so that the order stays."""
         try:
-            futures = await self._broker.send(records(messages))
+            sent = await self._broker.send(records(messages))
         except BrokerUnavailableError as error:
             return error
-        await asyncio.wait(futures)
-        for future in futures:
-            if future.cancelled():
-                return BrokerUnavailableError("the broker was closed")
-            found = future.exception()
-            if isinstance(found, RecordRefusedError):
-                self.refused += 1
-                answers.append(str(found))
-            elif isinstance(found, BrokerUnavailableError):
+        for found in await acknowledged(sent):
+            if isinstance(found, BrokerUnavailableError):
                 return found
-            elif found is not None:
-                raise found
-            else:
-                answers.append(None)
+            self.refused += found is not None
+            answers.append(None if found is None else str(found))
         return None
 
     # -- outbox rows that were sent ----------------------------------------------------------------------------------

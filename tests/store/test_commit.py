@@ -162,6 +162,15 @@ async def test_a_dead_letter_is_kept_whatever_it_holds(store: SqlStore) -> None:
     assert (found.event_source, found.event_id) == ("src\ufffd", "id\ufffd")
 
 
+# A value of one of PostgreSQL's marks alone, between others, empty ones, and commits of one row and of two.
+@pytest.mark.parametrize("refs", [[""], ["", ""], ["a\x1fb", "c"], ["\x1e", "\x1ed"], [None], [None, "\x1e", "\x1f"]])
+async def test_any_text_arrives_as_it_is(store: SqlStore, refs: list[str | None]) -> None:
+    marks = await owned(store, 0)
+    history = [event(seq=seq, ref=ref, payload=b'"\\u001f"') for seq, ref in enumerate(refs, 1)]
+    await store.commit(Commit(marks=marks, history=history))
+    assert [(row[5], row[7]) for row in await rows(store, tables.history)] == [(ref, '"\\u001f"') for ref in refs]
+
+
 async def test_the_commit_returns_the_databases_clock(store: SqlStore) -> None:
     marks = await owned(store, 0)
     before = await store.now_us()

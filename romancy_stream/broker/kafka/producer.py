@@ -18,7 +18,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
-from aiokafka.partitioner import murmur2
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from romancy_stream.broker.kafka.admin import Admin
@@ -26,6 +25,7 @@ from romancy_stream.broker.kafka.faults import concerns_topic, describe, is_refu
 from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S, METADATA_MAX_AGE_MS, KafkaSettings
 from romancy_stream.broker.port import OutRecord
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError, RecordRefusedError, RomancyError
+from romancy_stream.wire.partition import partition_for
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class Producer:
         record = entry.record
         partition = record.partition
         if partition is None:
-            partition = (murmur2(record.key) & 0x7FFFFFFF) % self._count(record.topic, state)
+            partition = partition_for(record.key, self._count(record.topic, state))
         elif partition >= state.partitions:
             reason = f"{record.topic} has {state.partitions} partitions, none has the number {partition}"
             self._fail(deque([entry]), RecordRefusedError(reason))
