@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from romancy_stream.activity import Activity, ActivityContext, ActivityInfo
 from romancy_stream.engine.commit import COMPLETED, FAILED, RecordedResult
@@ -43,7 +43,7 @@ from romancy_stream.runtime.worker_messages import Message, Messages, Task
 from romancy_stream.store.database import finished
 from romancy_stream.store.failures import is_unavailable
 from romancy_stream.store.port import WorkerOutboxRow
-from romancy_stream.store.results import insert_result, insert_worker_outbox
+from romancy_stream.store.results import record_result
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.value import value
@@ -371,16 +371,9 @@ class Attempt:
         record = RecordedResult(task.key, task.attempt, COMPLETED, result, bench.messages.worker_id, now_us)
         report = bench.messages.recorded(task, record, self._duration_us)
         rows = self._rows([*self._messages, bench.messages.to_engine(report)], now_us)
-
-        async def write(connection: AsyncConnection) -> bool:
-            if not await insert_result(connection, record):
-                return False
-            await insert_worker_outbox(connection, rows)
-            return True
-
         committed = Outcome(COMPLETED, report, self._messages, [(row.incarnation, row.seq) for row in rows])
         try:
-            if await self._transaction.commit(write):
+            if await self._transaction.commit(lambda connection: record_result(connection, record, rows)):
                 return committed
             standing = await self._until_it_answers(self._standing)
         except CommitUnknownError as error:

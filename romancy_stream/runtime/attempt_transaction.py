@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import DBAPIError, IllegalStateChangeError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from romancy_stream.errors import ActivityContextError, CommitUnknownError
@@ -112,33 +112,36 @@ class AttemptTransaction:
             self._root = _sync(self._session).engine_begin()
         return self._session
 
-    async def commit(self, write: Callable[[AsyncConnection], Awaitable[bool]]) -> bool:
+    async def commit(self, write: Callable[[Connection], bool]) -> bool:
         """What the session holds and what `write` writes, or nothing: False when `write` says no. Raises what went
         wrong after it was rolled back, and CommitUnknownError when nobody can say."""
-        session = self.session
         try:
-            await session.flush()
-            connection = await session.connection()
-            self._require_untouched(_sync(session))
-            if not await write(connection):
-                await self.roll_back()
+            # One greenlet for all of it: each costs as much as half a round trip.
+            return await self.session.run_sync(self._commit, write)
+        finally:
+            await self.roll_back()  # when all is committed: so that nobody begins another transaction with the session
+
+    def _commit(self, session: Session, write: Callable[[Connection], bool]) -> bool:
+        assert isinstance(session, ActivitySession)
+        try:
+            session.flush()
+            connection = session.connection()
+            self._require_untouched(session)
+            if not write(connection):
                 return False
-        except BaseException as error:
-            await self.roll_back()
-            if isinstance(error, DBAPIError) and code_of(error) == _ABORTED:
-                raise ActivityContextError(
-                    "a statement of the activity failed and its error was caught, after which PostgreSQL takes nothing "
-                    "more in this transaction: put what may fail inside `async with ctx.session.begin_nested()`"
-                ) from error
-            raise
+        except DBAPIError as error:
+            if code_of(error) != _ABORTED:
+                raise
+            raise ActivityContextError(
+                "a statement of the activity failed and its error was caught, after which PostgreSQL takes nothing "
+                "more in this transaction: put what may fail inside `async with ctx.session.begin_nested()`"
+            ) from error
         try:
-            await session.run_sync(_commit)
+            session.engine_commit()
         except Exception as error:
-            await self.roll_back()
             if is_lost(error):
                 raise CommitUnknownError(f"the connection broke during the commit: {error}") from error
             raise
-        await self.roll_back()  # nothing is left to roll back: gives the connection back
         return True
 
     def _require_untouched(self, session: ActivitySession) -> None:
@@ -171,7 +174,10 @@ class AttemptTransaction:
         opened_on = _sync(session).opened_on
         cut_off = how is _abandon or (opened_on is not None and opened_on.invalidated)
         try:
-            await session.run_sync(how)
+            if session.in_transaction():
+                await session.run_sync(how)
+            else:  # it was committed: nothing is left to wait for
+                how(_sync(session))
             if cut_off:
                 await self._kill(_sync(session).server_thread)
         except IllegalStateChangeError:
@@ -196,10 +202,6 @@ def _sync(session: AsyncSession) -> ActivitySession:
     sync_session = session.sync_session
     assert isinstance(sync_session, ActivitySession)
     return sync_session
-
-
-def _commit(session: Any) -> None:
-    session.engine_commit()
 
 
 def _close(session: Any) -> None:

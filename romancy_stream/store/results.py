@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database, finished
+from romancy_stream.store.failures import translating
 from romancy_stream.store.keys import (
     IDS_PER_STATEMENT,
     KEYS_PER_STATEMENT,
@@ -24,65 +26,95 @@ from romancy_stream.store.keys import (
 from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.tables import activity_results, worker_outbox
-from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, json_of, text_of
+from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, Row, json_of, pg_type, text_of
 
 _MY_DUPLICATE: Final = 1062
 
 # Made once: what SQLAlchemy works out about a statement before it runs, it keeps with the object.
-_INSERT_RESULT: Final = insert(activity_results)
 _INSERT_MISSING_RESULT: Final = {
     dialect: insert_missing(activity_results, dialect) for dialect in (POSTGRESQL, MYSQL, SQLITE)
 }
-_INSERT_OUTBOX: Final = insert(worker_outbox)
 _DELETE_OUTBOX: Final = delete(worker_outbox).where(
     worker_outbox.c.incarnation == bindparam("of"), worker_outbox.c.seq.in_(bindparam("numbers", expanding=True))
 )
 
+# As the drivers take them, with the tables' columns in their order: every transaction of an activity ends with these,
+# and SQLAlchemy would spend more on each than the driver does.
+_MY: Final = mysql.dialect(paramstyle="format")
+_LITE: Final = sqlite.dialect()
+_MY_INSERT_RESULT: Final = str(insert(activity_results).compile(dialect=_MY))
+_MY_INSERT_OUTBOX: Final = str(insert(worker_outbox).compile(dialect=_MY))
+_LITE_INSERT_RESULT: Final = str(_INSERT_MISSING_RESULT[SQLITE].compile(dialect=_LITE))
+_LITE_INSERT_OUTBOX: Final = str(insert(worker_outbox).compile(dialect=_LITE))
 
-async def insert_result(connection: AsyncConnection, result: RecordedResult) -> bool:
-    """In the caller's transaction. False: the key is taken, and the caller must roll back what it did. Waits for a
-    transaction that has the same key under way."""
+
+def _pg_record() -> str:
+    results, outbox = activity_results.columns, worker_outbox.columns
+    values = ", ".join(f"${n}" for n in range(1, len(results) + 1))
+    arrays = ", ".join(f"${n}::{pg_type(column)}[]" for n, column in enumerate(outbox, start=len(results) + 1))
+    left = f"INSERT INTO {worker_outbox.name} ({', '.join(outbox.keys())}) SELECT * FROM unnest({arrays})"
+    made = f"INSERT INTO {activity_results.name} ({', '.join(results.keys())}) VALUES ({values})"
+    return f"WITH left_to_send AS ({left}) {made} ON CONFLICT DO NOTHING"
+
+
+_PG_RECORD: Final = _pg_record()
+_NOTHING_LEFT: Final[Sequence[Row]] = ((),) * len(worker_outbox.columns)
+
+
+def record_result(connection: Connection, result: RecordedResult, left: Sequence[WorkerOutboxRow]) -> bool:
+    """In the caller's transaction, which has begun, and in a greenlet of SQLAlchemy's: the result, and what is `left`
+    to send. False: the key is taken, and the caller must roll back what it did. Waits for a transaction that has the
+    same key under way."""
+    assert connection.in_transaction()
     key = result.key
-    row = {
-        "instance_id": key.instance_id,
-        "run": key.run,
-        "activity_id": key.activity_id,
-        "attempt": result.attempt,
-        "outcome": result.outcome,
-        "result": text_of(result.result),
-        "worker": result.worker,
-        "at_us": result.at_us,
-    }
-    if connection.dialect.name != MYSQL:
-        made = await connection.execute(_INSERT_MISSING_RESULT[connection.dialect.name], row)
-        return int(made.rowcount) == 1
+    row = (
+        key.instance_id,
+        key.run,
+        key.activity_id,
+        result.attempt,
+        result.outcome,
+        text_of(result.result),
+        result.worker,
+        result.at_us,
+    )
+    rows = [
+        (each.incarnation, each.seq, each.part, each.at_us, each.topic, each.key, json_of(each.headers), each.value)
+        for each in left
+    ]
+    return _RECORD[connection.dialect.name](connection, row, rows)
+
+
+def _record_postgresql(connection: Connection, result: Row, left: Sequence[Row]) -> bool:
+    """In one round trip."""
+    columns = zip(*left, strict=True) if left else _NOTHING_LEFT
+    made = connection.exec_driver_sql(_PG_RECORD, (*result, *map(list, columns)))
+    return made.rowcount == 1
+
+
+def _record_mysql(connection: Connection, result: Row, left: Sequence[Row]) -> bool:
     try:  # an upsert cannot tell here whether it inserted, as the driver counts rows found
-        await connection.execute(_INSERT_RESULT, row)
+        connection.exec_driver_sql(_MY_INSERT_RESULT, result)
     except IntegrityError as error:
         if error.orig is None or error.orig.args[0] != _MY_DUPLICATE:
             raise
         return False  # only the statement was undone; the transaction goes on
+    if left:
+        connection.exec_driver_sql(_MY_INSERT_OUTBOX, list(left))
     return True
 
 
-async def insert_worker_outbox(connection: AsyncConnection, rows: Sequence[WorkerOutboxRow]) -> None:
-    """In the caller's transaction."""
-    if not rows:
-        return
-    values = [
-        {
-            "incarnation": row.incarnation,
-            "seq": row.seq,
-            "part": row.part,
-            "at_us": row.at_us,
-            "topic": row.topic,
-            "key": row.key,
-            "headers": json_of(row.headers),
-            "value": row.value,
-        }
-        for row in rows
-    ]
-    await connection.execute(_INSERT_OUTBOX, values)
+def _record_sqlite(connection: Connection, result: Row, left: Sequence[Row]) -> bool:
+    """Past SQLAlchemy, which goes to the driver's thread three times for a statement."""
+    driver: Any = connection.connection.dbapi_connection
+    with translating("record a result"):
+        made = driver.run_async(lambda raw: raw.execute(_LITE_INSERT_RESULT, result))
+        if made.rowcount != 1:
+            return False
+        driver.run_async(lambda raw: raw.executemany(_LITE_INSERT_OUTBOX, left))
+    return True
+
+
+_RECORD: Final = {POSTGRESQL: _record_postgresql, MYSQL: _record_mysql, SQLITE: _record_sqlite}
 
 
 class Results:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from romancy_stream import ActivityContext, App, WorkflowContext
-from romancy_stream.engine.commit import ActivityKey, Mark
+from romancy_stream.engine.commit import ActivityKey, Mark, RecordedResult
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import Input, ItemExpired, LeaseLapsed, Loaded, Outlived, PartitionStart
@@ -29,10 +29,9 @@ from romancy_stream.runtime.sweeper import Sweeper
 from romancy_stream.store import clocks, tables
 from romancy_stream.store.attempts import WITH_ATTEMPTS
 from romancy_stream.store.port import Detached, Oldest, WorkerOutboxRow
-from romancy_stream.store.results import insert_worker_outbox
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.wire.partition import partition_for
-from tests.store.writing import activity, committed, entity, event, instance, item, owned, rows, tombstone
+from tests.store.writing import activity, committed, entity, event, instance, item, owned, recorded, rows, tombstone
 from tests.support import eventually
 
 PARTITIONS = 4
@@ -443,6 +442,7 @@ async def test_what_was_too_young_for_a_look_is_sent_though_no_attempt_is_open(
     looks = Sweeper(engine.core, store, None)  # type: ignore[arg-type]  # sends nothing here
     refused, sent = WorkerOutboxRow("dead", 1, 0, 1, "shop.events", "o-1", (), b"1"), list[Any]()
     late = replace(refused, seq=2, at_us=await store.now_us())
+    done = RecordedResult(ActivityKey("o-1", 1, "a:1"), 1, "completed", None, "dead", 1)
 
     async def send(rows: Sequence[WorkerOutboxRow], left: set[Any]) -> list[Any]:
         left.update(("dead", row.seq) for row in rows if row.seq == refused.seq)
@@ -451,7 +451,7 @@ async def test_what_was_too_young_for_a_look_is_sent_though_no_attempt_is_open(
 
     monkeypatch.setattr(looks, "_send", send)
     async with store.db.writing("leave rows") as connection:
-        await insert_worker_outbox(connection, [refused, late])
+        assert await recorded(connection, done, [refused, late])
     async with looking(lambda _: looks.run(), None):
         await eventually(lambda: sent)
         await eventually(lambda: looks.rest.asleep, message="what is refused keeps nobody awake")

@@ -21,7 +21,7 @@ from romancy_stream import (
     WorkflowFailedError,
 )
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
-from romancy_stream.store.results import insert_result
+from tests.store.writing import recorded
 from tests.support import eventually
 
 SECRET = "the-secret"
@@ -170,7 +170,7 @@ async def test_the_engine_reads_what_another_run_and_a_claimed_key_refer_to(app:
         sealed = await app._sealer.seal(f'"{said.upper()}"'.encode(), "a result")
         key = ActivityKey(ctx.info.instance_id, ctx.info.run, ctx.info.activity_id)
         async with app._store.db.engine.begin() as connection:  # type: ignore[attr-defined]
-            await insert_result(connection, RecordedResult(key, 1, "completed", sealed, "another", 1))
+            await recorded(connection, RecordedResult(key, 1, "completed", sealed, "another", 1))
         raise TerminalError("too late")
 
     @app.workflow

@@ -9,7 +9,7 @@ import itertools
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 from sqlalchemy.exc import IntegrityError
 
 from romancy_stream import ActivityContext, activity, activity_context
@@ -182,6 +182,26 @@ async def test_an_event_that_the_broker_refuses_stays_and_the_result_goes(sqlite
 
     await eventually(one_left)
     assert worker.statistics().refused == 1
+
+
+async def test_the_end_of_an_attempt_is_one_statement_where_the_database_can(bench: Bench) -> None:
+    """Statements are most of what an attempt costs its worker."""
+    if bench.store.db.dialect == "sqlite":
+        pytest.skip("its own statements are not seen by SQLAlchemy's events")
+    statements: list[str] = []
+
+    def saw(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("INSERT", "WITH")):
+            statements.append(statement)
+
+    event.listen(bench.store.db.engine.sync_engine, "before_cursor_execute", saw)
+    await bench.worker(save)
+    await bench.request("save", "o1")
+    await bench.result()
+    mine, *ours = statements
+    assert "shop_orders" in mine
+    assert len(ours) == (1 if bench.store.db.dialect == "postgresql" else 2)
+    assert await bench.orders() == [("o1", 1)]
 
 
 # -- again -------------------------------------------------------------------------------------------------------

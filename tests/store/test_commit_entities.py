@@ -13,7 +13,6 @@ from romancy_stream.engine.commit import ActivityKey, Commit, RecordedResult
 from romancy_stream.errors import FencedError
 from romancy_stream.store import tables
 from romancy_stream.store.commit_postgres import rendered, statement_of
-from romancy_stream.store.results import insert_result
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.writes import WRITES
 from tests.store.test_results import waits_for_a_lock
@@ -28,6 +27,7 @@ from tests.store.writing import (
     item,
     member,
     owned,
+    recorded,
     rows,
     timer,
     tombstone,
@@ -121,7 +121,7 @@ async def test_a_commit_closes_what_no_worker_was_first_with(store: SqlStore) ->
     marks = await owned(store, 0)
     done = RecordedResult(ActivityKey("o-1", 1, "a:2"), 3, "completed", b"1", "w", 7)
     async with store.db.writing("work") as worker:
-        assert await insert_result(worker, done)
+        assert await recorded(worker, done)
     keys = [ActivityKey("o-1", 1, f"a:{n}") for n in (3, 2, 1)]
     before = await store.now_us()
     marks = await committed(store, marks, closed=keys)
@@ -139,7 +139,7 @@ async def test_a_commit_that_closes_waits_for_a_worker_in_flight(store: SqlStore
     marks = await owned(store, 0)
     done = RecordedResult(ActivityKey("o-1", 1, "a:1"), 3, "completed", b"1", "w", 7)
     async with store.db.engine.connect() as worker:
-        assert await insert_result(worker, done)
+        assert await recorded(worker, done)
         closing = asyncio.create_task(committed(store, marks, closed=[done.key, ActivityKey("o-0", 1, "a:1")]))
         await waits_for_a_lock(store)
         await worker.commit()
@@ -155,7 +155,7 @@ async def test_closing_and_working_at_once_has_one_winner_per_key_and_no_deadloc
 
     async def work(key: ActivityKey) -> bool:
         async with store.db.engine.connect() as worker:
-            won = await insert_result(worker, RecordedResult(key, 1, "completed", b"1", "w", 7))
+            won = await recorded(worker, RecordedResult(key, 1, "completed", b"1", "w", 7))
             await (worker.commit() if won else worker.rollback())
             return won
 

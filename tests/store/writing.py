@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import JSON, Table, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from romancy_stream.engine.commit import (
     ActivityRow,
@@ -16,10 +18,13 @@ from romancy_stream.engine.commit import (
     Mark,
     MemberRow,
     OutboxRow,
+    RecordedResult,
     TimerRow,
     Tombstone,
 )
 from romancy_stream.engine.history import WORKFLOW_STARTED, HistoryEvent
+from romancy_stream.store.port import WorkerOutboxRow
+from romancy_stream.store.results import record_result
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.tables import json_text, metadata
 
@@ -28,6 +33,13 @@ async def committed(store: SqlStore, marks: list[Mark], **parts: Any) -> list[Ma
     """Commits and returns the marks of the next commit."""
     await store.commit(Commit(marks=marks, **parts))
     return [replace(mark, commit_no=mark.commit_no + 1) for mark in marks]
+
+
+async def recorded(connection: AsyncConnection, result: RecordedResult, left: Sequence[WorkerOutboxRow] = ()) -> bool:
+    """In a transaction of the connection's, which is begun if there is none."""
+    if not connection.in_transaction():
+        await connection.begin()
+    return await connection.run_sync(record_result, result, left)
 
 
 async def owned(store: SqlStore, *parts: int) -> list[Mark]:
