@@ -5,9 +5,11 @@ Opened when it is first needed. Knows SQLAlchemy, no tables and no workflows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, RootTransaction, event
@@ -15,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from romancy_stream.errors import ActivityContextError, CommitUnknownError
+from romancy_stream.errors import ActivityContextError, CommitUnknownError, StoreUnavailableError
+from romancy_stream.store.database import BUSY_TIMEOUT_S, POOL_SIZE, POOL_TIMEOUT_S, SQLITE
 from romancy_stream.store.failures import code_of, is_lost
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,16 @@ BUSY_PAUSE_S: Final = 0.02
 BUSY_LIMIT_S: Final = 10.0
 """How long a task that the activity left behind may be in the middle of opening the transaction. Longer than SQLite
 and the pool of connections wait for their turn, and then the connection is cut off."""
+
+COMMITS_AT_ONCE: Final = POOL_SIZE
+"""Of attempts that need no connection before their end. With more of them the pool would open connections that it does
+not keep, each at the price of several commits."""
+COMMITS_AT_ONCE_SQLITE: Final = 1
+"""It has one writer at a time, and the others would ask again and again, with pauses."""
+TURN_LIMIT_S: Final = float(POOL_TIMEOUT_S + BUSY_TIMEOUT_S)
+"""How long an attempt waits to be one of them: as long as the pool and SQLite together have one wait."""
+
+_TURNS: Final[weakref.WeakKeyDictionary[AsyncEngine, asyncio.Semaphore]] = weakref.WeakKeyDictionary()
 
 
 class ActivitySession(Session):
@@ -116,10 +129,28 @@ class AttemptTransaction:
         """What the session holds and what `write` writes, or nothing: False when `write` says no. Raises what went
         wrong after it was rolled back, and CommitUnknownError when nobody can say."""
         try:
-            # One greenlet for all of it: each costs as much as half a round trip.
-            return await self.session.run_sync(self._commit, write)
+            async with self._turn():
+                # One greenlet for all of it: each costs as much as half a round trip.
+                return await self.session.run_sync(self._commit, write)
         finally:
             await self.roll_back()  # when all is committed: so that nobody begins another transaction with the session
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Who has a connection needs none, and may be what those wait for who have one."""
+        if _sync(self.session).opened_on is not None:
+            yield
+            return
+        turns = _turns(self._engine)
+        try:
+            async with asyncio.timeout(TURN_LIMIT_S):
+                await turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError(f"no connection to commit with was free within {TURN_LIMIT_S:g} s") from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     def _commit(self, session: Session, write: Callable[[Connection], bool]) -> bool:
         assert isinstance(session, ActivitySession)
@@ -196,6 +227,14 @@ class AttemptTransaction:
             except DBAPIError as error:
                 if code_of(error) != _NO_SUCH_THREAD:
                     raise
+
+
+def _turns(engine: AsyncEngine) -> asyncio.Semaphore:
+    turns = _TURNS.get(engine)
+    if turns is None:
+        limit = COMMITS_AT_ONCE_SQLITE if engine.dialect.name == SQLITE else COMMITS_AT_ONCE
+        turns = _TURNS[engine] = asyncio.Semaphore(limit)
+    return turns
 
 
 def _sync(session: AsyncSession) -> ActivitySession:
