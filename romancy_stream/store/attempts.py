@@ -4,9 +4,10 @@ stand for them. Primary state, on the database's clock; the engine decides what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, literal, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, literal, or_, select
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,6 +24,7 @@ from romancy_stream.store.tables import (
     heartbeats,
     instances,
     leases,
+    partitions,
     tombstones,
 )
 from romancy_stream.store.writes import CLOSED, text_of
@@ -35,8 +37,19 @@ WITH_ATTEMPTS: Final = (RUNNING, COMPENSATING)
 _US_PER_S: Final = 1_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Whether a partition had an open attempt when it was at this epoch and commit."""
+
+    part: int
+    at: tuple[int, int]
+    found: bool
+
+
 class LongAttempts:
     db: Database
+    looked: dict[int, Look]
+    """By partition. Every commit counts, so it is true for as long as the partition stays where it was."""
 
     async def beat(self, key: ActivityKey, attempt: int, details: bytes | None) -> bool:
         return await finished(self._beat(key, attempt, details))
@@ -156,19 +169,30 @@ class LongAttempts:
             return [_detached(row) for row in await connection.execute(found)]
 
     async def open_attempts(self, parts: Sequence[int]) -> bool:
-        of_run = and_(activities.c.instance_id == instances.c.instance_id, activities.c.run == instances.c.run)
-        under_way = exists().where(of_run, activities.c.finished_us.is_(None))
-        open_here = (  # an index finds the few that have one of these
-            select(instances.c.instance_id)
-            .where(instances.c.status.in_(WITH_ATTEMPTS), instances.c.part.in_(parts), under_way)
-            .limit(1)
-        )
+        """Looks at those partitions only in which something was committed since it looked last."""
         detached_here = select(detached.c.instance_id).where(detached.c.part.in_(parts)).limit(1)
         async with self.db.reading("look for open attempts") as connection:
-            for found in (detached_here, open_here):
-                if (await connection.execute(found)).first() is not None:
-                    return True
-            return False
+            if (await connection.execute(detached_here)).first() is not None:
+                return True
+            states = select(partitions.c.part, partitions.c.epoch, partitions.c.commit_no)
+            rows = await connection.execute(states.where(partitions.c.part.in_(parts)))
+            now = {part: (epoch, commit_no) for part, epoch, commit_no in rows}  # what comes later is another state
+            known = [look for part, at in now.items() if (look := self.looked.get(part)) is not None and look.at == at]
+            if any(look.found for look in known):
+                return True
+            changed = sorted(now.keys() - {look.part for look in known})
+            found = (await connection.execute(_open_in(changed))).scalars().all() if changed else ()
+            for part in found or changed:
+                self.looked[part] = Look(part, now[part], bool(found))
+            return bool(found)
+
+
+def _open_in(parts: Sequence[int]) -> Select[Any]:
+    """The partition of an instance that has one of these. An index finds those that may."""
+    of_run = and_(activities.c.instance_id == instances.c.instance_id, activities.c.run == instances.c.run)
+    under_way = exists().where(of_run, activities.c.finished_us.is_(None))
+    may_have = instances.c.status.in_(WITH_ATTEMPTS), instances.c.part.in_(parts)
+    return select(instances.c.part).where(*may_have, under_way).limit(1)
 
 
 async def _closed(connection: AsyncConnection, keys: Sequence[ActivityKey]) -> set[ActivityKey]:

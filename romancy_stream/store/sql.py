@@ -39,6 +39,7 @@ class SqlStore(Ownership, Prefetch, Entities, LongAttempts, Aging, Results, Vers
     def __init__(self, url: str) -> None:
         self.db = Database(url)
         self.lookups = SqliteThread(self.db, "romancy-lookup") if self.db.dialect == SQLITE else None
+        self.looked = {}
         self._committer = _committer(self.db)
 
     async def open(self) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sqlalchemy import event
 
 from romancy_stream.engine.commit import ActivityKey, Commit, Heartbeat
 from romancy_stream.store import tables
@@ -135,7 +140,7 @@ async def test_a_commit_that_deletes_an_instance_takes_its_attempts_along(store:
 
 async def test_whether_an_attempt_may_be_under_way(store: SqlStore) -> None:
     """Of the current run, in one of these partitions; or detached, whatever became of it."""
-    marks = await owned(store, 0)
+    marks = await owned(store, 0, 1)
     assert not await store.open_attempts([0, 1, 2, 3])
     over = activity("o-1", "charge:0", status="completed", finished_us=9)
     quiet = [instance("waits", status="waiting_for_event"), instance("parent"), instance("o-1", part=1)]
@@ -153,3 +158,45 @@ async def test_whether_an_attempt_may_be_under_way(store: SqlStore) -> None:
     await store.detach([Detached(KEY, 1, 2, "worker-a")], 60)
     assert await store.open_attempts([1, 2])
     assert not await store.open_attempts([1, 3])
+
+
+async def test_open_attempts_are_looked_for_where_something_was_committed(store: SqlStore, another: Another) -> None:
+    """Thousands of instances may be running that wait for others."""
+    marks = await owned(store, 2, 3)
+    both = [instance("p-2", part=2), instance("p-3", part=3)]
+    of_3 = (await committed(store, marks, instances=both))[1]
+    async with looks(store) as asked:
+        assert not await store.open_attempts([2, 3])
+        assert asked == [{2, 3}]
+        assert not await store.open_attempts([2, 3])
+        assert not await store.open_attempts([3])
+        assert asked == [{2, 3}]
+        [of_3] = await committed(store, [of_3], activities=[activity("p-3")])
+        assert await store.open_attempts([2, 3])
+        assert asked[1:] == [{3}]
+        assert await store.open_attempts([2, 3])
+        assert not await store.open_attempts([2])
+        assert asked[2:] == []
+        await committed(store, [of_3], activities=[activity("p-3", status="completed", finished_us=9)])
+        assert not await store.open_attempts([2, 3])
+        assert asked[2:] == [{3}]
+        other = await another()
+        await committed(other, await owned(other, 2), activities=[activity("p-2")])
+        assert await store.open_attempts([2, 3])
+        assert asked[3:] == [{2}]
+
+
+@contextlib.asynccontextmanager
+async def looks(store: SqlStore) -> AsyncIterator[list[set[int]]]:
+    """Which of the partitions 2 and 3 each look at activities is about; a limit is another number."""
+    found: list[set[int]] = []
+
+    def note(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, _m: bool) -> None:
+        if "romancy_activities" in statement:
+            found.append({2, 3}.intersection(parameters))
+
+    event.listen(store.db.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(store.db.engine.sync_engine, "before_cursor_execute", note)
