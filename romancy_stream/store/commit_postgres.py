@@ -82,7 +82,9 @@ class PostgresCommitter:
 
 def rendered(commit: Commit) -> tuple[str, list[Any]]:
     """The statement's text and its arguments."""
-    fence = _columns([(mark.part, mark.epoch, mark.commit_no, mark.position) for mark in commit.marks])
+    fence = _columns(
+        [(mark.part, mark.epoch, mark.commit_no, mark.position) for mark in commit.marks], _FENCE_PARAMETERS
+    )
     columns: list[Column] = []
     types: list[str] = []
     present = 0
@@ -95,7 +97,7 @@ def rendered(commit: Commit) -> tuple[str, list[Any]]:
         if write.action is Action.INSERT_MISSING:
             rows.sort()  # they wait for a worker that has the same key under way: in one order everywhere
         types += _types(index)
-        columns += _columns(rows) or [()] * len(write.columns)
+        columns += _columns(rows, len(write.columns))
     try:
         joined = [_joined(column, kind) for column, kind in zip(columns, types, strict=True)]
     except _MarkedError:
@@ -103,8 +105,8 @@ def rendered(commit: Commit) -> tuple[str, list[Any]]:
     return statement_of(present), [*fence, *joined]
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
-    return list(zip(*rows, strict=True))
+def _columns(rows: Sequence[Row], width: int) -> list[Column]:
+    return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
 class _MarkedError(Exception):
