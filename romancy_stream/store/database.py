@@ -150,14 +150,19 @@ class Database:
                 yield connection
 
     @contextlib.asynccontextmanager
-    async def maintaining(self, doing: str) -> AsyncIterator[AsyncConnection]:
-        """One transaction on a connection of its own that may run for MAINTENANCE_TIMEOUT_S, for DDL and the like."""
+    async def maintaining(self, doing: str, *, each_alone: bool = False) -> AsyncIterator[AsyncConnection]:
+        """One transaction on a connection of its own that may run for MAINTENANCE_TIMEOUT_S, for DDL and the like.
+        `each_alone`: no transaction, each statement is one."""
         limit = f"{MAINTENANCE_TIMEOUT_S}s"
         engine = self._make(1, 0, {"statement_timeout": limit, "lock_timeout": limit}, MAINTENANCE_TIMEOUT_S)
         try:
             with translating(doing):
-                async with engine.begin() as connection:
-                    yield connection
+                if each_alone:
+                    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                        yield connection
+                else:
+                    async with engine.begin() as connection:
+                        yield connection
         finally:
             await engine.dispose()
 

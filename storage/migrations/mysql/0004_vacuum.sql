@@ -1,0 +1,1 @@
+-- PostgreSQL's table is vacuumed more often. There is nothing like it here.
