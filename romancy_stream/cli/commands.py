@@ -18,6 +18,7 @@ from romancy_stream.cli import (
     output,
     replay,
     schedules,
+    searchable,
     setup,
     talking,
     worker,
@@ -36,6 +37,7 @@ cli.command()(worker.worker)
 for command in (setup.init, setup.migrate):
     cli.command()(command)
 cli.add_typer(setup.topics, name="topics")
+cli.add_typer(searchable.searchable, name="searchable")
 for function in (instances.start, instances.send, instances.get, instances.history):
     cli.command()(function)
 cli.command("list")(instances.list_)

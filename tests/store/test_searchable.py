@@ -3,12 +3,13 @@ follows each commit, also of owners that were there before."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 
-from romancy_stream.errors import FencedError
+from romancy_stream.errors import ConfigurationError, FencedError
 from romancy_stream.store import readers, searchable, tables
 from romancy_stream.store.database import POSTGRESQL
 from romancy_stream.store.migrate import migrate, migrations
@@ -17,6 +18,7 @@ from romancy_stream.store.searchable import SearchedPath
 from romancy_stream.store.sql import SqlStore
 from tests.store.conftest import ON_EVERY_DATABASE, PARTITIONS, Another
 from tests.store.writing import committed, event, execute, instance, owned, rows, tombstone
+from tests.support.waiting import eventually
 
 PATHS = ["customer.id", "total", "lines.0.sku", "flag", "clé.x"]
 INPUTS = [
@@ -184,6 +186,124 @@ async def test_rebuilt_instances_have_their_values(store: SqlStore) -> None:
     await committed(store, await owned(store, 0), instances=[wrong], history=[event("a")])
     await store.replace_projections(["a"], [right], [], [])
     assert (await by_value(store, {"k": 1}), await by_value(store, {"k": 2})) == (["a"], [])
+
+
+@kept_rows
+async def test_a_path_that_is_dropped_leaves_no_rows(store: SqlStore, another: Another) -> None:
+    await store.make_searchable(["k", "n"])
+    assert [each.path for each in await store.kept_paths() if each.filled_us is not None] == ["k", "n"]
+    marks = await owned(store, 0)
+    made = [instance(f"i{n}", input=b'{"k": 1, "n": 2}') for n in range(3)]
+    marks = await committed(store, marks, instances=made)
+    dropper = await another()
+    assert await dropper.drop_searchable(["k"]) == 3
+    assert [each.path for each in await store.kept_paths()] == ["n"]
+    with pytest.raises(FencedError):
+        await committed(store, marks, instances=[instance("late", input=b'{"k": 1, "n": 2}')])
+    await committed(store, await owned(store, 0), instances=[instance("new", input=b'{"k": 1, "n": 2}')])
+    left = {(row[0], row[1]) for row in await rows(store, tables.input_values)}
+    assert left == {(row[0], row[1]) for name in ("i0", "i1", "i2", "new") for row in of_n(name)}
+    assert await found(store, {"k": 1}) == await by_value(store, {"n": 2}) == ["new", "i2", "i1", "i0"]
+    assert await dropper.drop_searchable(["k", "unknown"]) == 0
+    assert await store.make_searchable(["k"]) == ["k"]
+    assert await by_value(store, {"k": 1}) == ["new", "i2", "i1", "i0"]
+
+
+def of_n(instance_id: str) -> list[searchable.ValueRow]:
+    return list(searchable.value_rows(instance_id, 0, b'{"n": 2}', [SearchedPath("n")]))
+
+
+@pytest.mark.postgres
+async def test_nothing_is_kept_where_an_index_has_all_paths(postgres_db: str) -> None:
+    store = SqlStore(postgres_db)
+    await store.open()
+    try:
+        await store.migrate()
+        assert await store.make_searchable(["k"]) == []
+        assert await store.kept_paths() == []
+        assert await store.drop_searchable(["k"]) == 0
+    finally:
+        await store.close()
+
+
+@kept_rows
+async def test_a_drop_that_was_cut_off_is_done_by_the_next_one(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searchable, "FILLED_AT_ONCE", 2)
+    instances = [instance(f"i{n}", input=b'{"k": 1}') for n in range(7)]
+    await store.make_searchable(["k"])
+    await committed(store, await owned(store, 0), instances=instances)
+    emptied = store._emptied_page
+
+    async def and_dies(gone: Any, after: str) -> tuple[int, str | None]:
+        if after == "i3":
+            raise ConnectionError("died")
+        return await emptied(gone, after)
+
+    monkeypatch.setattr(store, "_emptied_page", and_dies)
+    with pytest.raises(ConnectionError):
+        await store.drop_searchable(["k"])
+    monkeypatch.undo()
+    assert len(await rows(store, tables.input_values)) == 3
+    assert await found(store, {"k": 1}) == [row.instance_id for row in reversed(instances)]
+    assert await store.drop_searchable(["k"]) == 3
+
+
+@kept_rows
+async def test_a_path_that_is_named_again_meanwhile_has_all_its_rows(
+    store: SqlStore, another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searchable, "FILLED_AT_ONCE", 2)
+    instances = [instance(f"i{n}", input=b'{"k": 1}') for n in range(7)]
+    await store.make_searchable(["k"])
+    await committed(store, await owned(store, 0), instances=instances)
+    other, emptied = await another(), store._emptied_page
+
+    async def and_somebody_starts(gone: Any, after: str) -> tuple[int, str | None]:
+        if after == "i3":
+            assert await other.make_searchable(["k"]) == ["k"]
+        return await emptied(gone, after)
+
+    monkeypatch.setattr(store, "_emptied_page", and_somebody_starts)
+    with pytest.raises(ConfigurationError, match="k was named again"):
+        await store.drop_searchable(["k"])
+    assert len(await rows(store, tables.input_values)) == 7
+    assert await by_value(store, {"k": 1}) == [row.instance_id for row in reversed(instances)]
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("url", [ON_EVERY_DATABASE[2]], indirect=True)
+async def test_who_names_a_path_waits_for_the_page_that_is_being_emptied(
+    store: SqlStore, another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has seen that the path is not there. On SQLite there is one writer at a time."""
+    await store.make_searchable(["k"])
+    await committed(store, await owned(store, 0), instances=[instance("a", input=b'{"k": 1}')])
+    other, read = await another(), searchable.searched_paths
+    naming: list[asyncio.Future[list[str]]] = []
+
+    async def and_somebody_starts(connection: Any) -> tuple[SearchedPath, ...]:
+        kept = await read(connection)
+        if not naming:
+            naming.append(asyncio.ensure_future(other.make_searchable(["k"])))
+            await eventually(waits, every_s=0.3)  # the server looks anew where nobody has looked for 0.1 s
+        return kept
+
+    async def waits() -> list[tuple[Any, ...]]:
+        return await execute(store, WAITING)
+
+    monkeypatch.setattr(searchable, "searched_paths", and_somebody_starts)
+    with pytest.raises(ConfigurationError, match="k was named again"):
+        await store.drop_searchable(["k"])
+    assert await naming[0] == ["k"]
+    assert await by_value(store, {"k": 1}) == ["a"]
+
+
+WAITING = (
+    "SELECT trx_id FROM information_schema.innodb_trx JOIN information_schema.processlist ON id = trx_mysql_thread_id "
+    "WHERE trx_state = 'LOCK WAIT' AND db = database()"
+)
 
 
 async def test_tables_of_the_first_version_are_brought_up_to_date(another: Another) -> None:
