@@ -340,6 +340,7 @@ class LiveInstance:
             self._loop.evict()
         finally:
             set_current_scope(None)
+            self._main = None  # an error in it has frames that lead back here
             for part in _PARTS:  # they hold this one: neither needs a garbage collector to go
                 self.__dict__.pop(part, None)
 

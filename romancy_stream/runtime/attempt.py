@@ -239,6 +239,18 @@ class Attempt:
         await self._stop_beating(failed=False)
         return await self._succeeded(result)
 
+    def forget_error(self) -> None:
+        """When everybody has been told. Its frames hold the attempt, and those of a database driver hold the error: in
+        such a circle all that the activity worked with would wait for the garbage collector, which comes seldom."""
+        errors, seen = [self.error], set[int]()
+        self.error = None
+        while errors:
+            error = errors.pop()
+            if error is not None and id(error) not in seen:
+                seen.add(id(error))
+                error.__traceback__ = None
+                errors += [error.__cause__, error.__context__]
+
     async def _stop_beating(self, *, failed: bool) -> None:
         if self._heartbeats is not None:
             await self._heartbeats.end(failed=failed)

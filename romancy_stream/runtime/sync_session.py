@@ -226,7 +226,10 @@ def _run(future: Future[T], call: Callable[[], T]) -> Callable[[], object]:
     try:
         return partial(future.set_result, call())
     except BaseException as error:
-        return partial(future.set_exception, error)
+        try:
+            return partial(future.set_exception, error)
+        finally:
+            del future  # of this frame, which the error has: a circle
 
 
 def _nobody_waits() -> None:

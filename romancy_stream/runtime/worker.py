@@ -474,8 +474,11 @@ class ActivityWorker:
         activity = self._activities.get(task.name)
         if activity is None:
             return self._unknown(queue, task)
-        running.attempt = Attempt(self._bench, task, activity, queue.name, waiting.details)
-        return await (running.attempt.run() if self._listeners is None else self._told(running.attempt))
+        running.attempt = attempt = Attempt(self._bench, task, activity, queue.name, waiting.details)
+        try:
+            return await (attempt.run() if self._listeners is None else self._told(attempt))
+        finally:
+            attempt.forget_error()
 
     async def _told(self, attempt: Attempt) -> Outcome:
         assert self._listeners is not None
