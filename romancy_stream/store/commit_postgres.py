@@ -24,12 +24,10 @@ from romancy_stream.store.clocks import PG_CLOCK
 from romancy_stream.store.database import Database, finished
 from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated, translating
 from romancy_stream.store.searchable import SearchedPath
-from romancy_stream.store.writes import WRITES, Action, Row, Write, pg_cast, pg_type
+from romancy_stream.store.writes import WRITES, Action, Values, Write, columns_of, pg_cast, pg_type
 
 DEADLOCK_TRIES: Final = 3  # a deadlock undid everything; more than this many in a row is not a coincidence
 STATEMENTS_CACHED: Final = 256  # texts differ by which parts a commit has; a running app uses a few dozen
-
-Column = Sequence[Any]
 
 _FENCE_PARAMETERS: Final = 4
 _FENCE: Final = """fence AS (
@@ -82,10 +80,9 @@ class PostgresCommitter:
 
 def rendered(commit: Commit) -> tuple[str, list[Any]]:
     """The statement's text and its arguments."""
-    fence = _columns(
-        [(mark.part, mark.epoch, mark.commit_no, mark.position) for mark in commit.marks], _FENCE_PARAMETERS
-    )
-    columns: list[Column] = []
+    marks = [(mark.part, mark.epoch, mark.commit_no, mark.position) for mark in commit.marks]
+    fence = columns_of(marks, _FENCE_PARAMETERS)
+    columns: list[Values] = []
     types: list[str] = []
     present = 0
     for part, bits in _BITS.items():
@@ -97,7 +94,7 @@ def rendered(commit: Commit) -> tuple[str, list[Any]]:
         if write.action is Action.INSERT_MISSING:
             rows.sort()  # they wait for a worker that has the same key under way: in one order everywhere
         types += _types(index)
-        columns += _columns(rows, len(write.columns))
+        columns += columns_of(rows, len(write.columns))
     try:
         joined = [_joined(column, kind) for column, kind in zip(columns, types, strict=True)]
     except _MarkedError:
@@ -105,15 +102,11 @@ def rendered(commit: Commit) -> tuple[str, list[Any]]:
     return statement_of(present), [*fence, *joined]
 
 
-def _columns(rows: Sequence[Row], width: int) -> list[Column]:
-    return list(zip(*rows, strict=True)) if rows else [()] * width
-
-
 class _MarkedError(Exception):
     """A value has a mark in it, and could not be told apart."""
 
 
-def _joined(column: Column, kind: str) -> str | Column:
+def _joined(column: Values, kind: str) -> str | Values:
     if kind != _TEXT:
         return column
     values = [_NULL if value is None else value for value in column] if None in column else column

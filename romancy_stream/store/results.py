@@ -26,7 +26,7 @@ from romancy_stream.store.keys import (
 from romancy_stream.store.ownership import insert_missing
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.tables import activity_results, worker_outbox
-from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, Row, json_of, pg_type, text_of
+from romancy_stream.store.writes import CLOSED, CLOSED_ATTEMPT, Row, columns_of, json_of, pg_type, text_of
 
 _MY_DUPLICATE: Final = 1062
 
@@ -58,7 +58,6 @@ def _pg_record() -> str:
 
 
 _PG_RECORD: Final = _pg_record()
-_NOTHING_LEFT: Final[Sequence[Row]] = ((),) * len(worker_outbox.columns)
 
 
 def record_result(connection: Connection, result: RecordedResult, left: Sequence[WorkerOutboxRow]) -> bool:
@@ -86,7 +85,7 @@ def record_result(connection: Connection, result: RecordedResult, left: Sequence
 
 def _record_postgresql(connection: Connection, result: Row, left: Sequence[Row]) -> bool:
     """In one round trip."""
-    columns = zip(*left, strict=True) if left else _NOTHING_LEFT
+    columns = columns_of(left, len(worker_outbox.columns))
     made = connection.exec_driver_sql(_PG_RECORD, (*result, *map(list, columns)))
     return made.rowcount == 1
 

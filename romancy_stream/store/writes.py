@@ -4,7 +4,7 @@ from this list. Knows the tables and the values of a commit; touches nothing."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -29,6 +29,8 @@ from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import tables
 
 Row = tuple[Any, ...]
+Values = Sequence[Any]
+"""Of one column, row by row."""
 
 CLOSED: Final = "closed"
 CLOSED_ATTEMPT: Final = 0  # no attempt made it
@@ -84,6 +86,11 @@ def pg_type(column: Column[Any]) -> str:
 def pg_cast(column: Column[Any]) -> str:
     """What turns the parameter into the column's value."""
     return "::jsonb" if isinstance(column.type, JSON) else ""
+
+
+def columns_of(rows: Sequence[Row], width: int) -> list[Values]:
+    """`width`: how many columns there are, also where there are no rows."""
+    return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
 def json_of(value: Any) -> str:
