@@ -25,7 +25,6 @@ from romancy_stream.errors import (
     ActivityError,
     BrokerUnavailableError,
     ConfigurationError,
-    PayloadTooLargeError,
     StoreUnavailableError,
 )
 from romancy_stream.queues import UNLIMITED, QueueOptions
@@ -42,6 +41,7 @@ from romancy_stream.runtime.worker_messages import Message, Messages, Task, read
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.runtime.worker_pace import Pace
 from romancy_stream.runtime.worker_queue import TaskQueue, Waiting
+from romancy_stream.runtime.worker_reports import Reports
 from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Place, Running, Times, Watch
 from romancy_stream.store.database import finished
@@ -149,6 +149,9 @@ class ActivityWorker:
         ]
         self._by_name = {queue.name: queue for queue in self._queues}
         self.eager = Eager(self, alone=not broker.is_shared)
+        self._reports = Reports(
+            self._sender, self._messages, self._clock, self.eager.report, self._start, self._reported
+        )
         self._numbers = itertools.count()
         self._looked_up: set[tuple[ActivityKey, int]] = set()  # taken ahead, and not in a queue yet
         self._running: dict[tuple[ActivityKey, int], Running] = {}
@@ -201,8 +204,7 @@ class ActivityWorker:
         await _end(consumers)
         for queue in self._queues:
             queue.clear()
-        if self._waiting and drain_s > 0:
-            await asyncio.wait(self._waiting, timeout=drain_s)
+        await self._drain(drain_s)
         self._leaving = True
         for running in self._running.values():
             if running.attempt is not None:
@@ -218,16 +220,26 @@ class ActivityWorker:
         if not self._failure.done():
             self._failure.cancel()
 
+    @property
+    def _under_way(self) -> set[asyncio.Future[Any]]:
+        return {*self._waiting, *self._sender.unanswered}
+
+    async def _drain(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + limit_s
+        while (under_way := self._under_way) and loop.time() < until_s:
+            await asyncio.wait(under_way, timeout=until_s - loop.time())
+
     async def _cut_off(self) -> None:
         give_up_s = asyncio.get_running_loop().time() + LEAVE_S
-        while self._waiting or self._leftovers:
+        while (under_way := self._under_way) or self._leftovers:
             if asyncio.get_running_loop().time() > give_up_s:
-                left = len(self._waiting | self._leftovers)
+                left = len(under_way | self._leftovers)
                 log.error("%d attempts or their transactions did not end within %g s of leaving", left, LEAVE_S)
                 return
-            for task in self._waiting:
-                task.cancel()
-            await asyncio.wait(self._waiting | self._leftovers, timeout=CANCEL_AGAIN_S)
+            for each in under_way:
+                each.cancel()
+            await asyncio.wait(under_way | self._leftovers, timeout=CANCEL_AGAIN_S)
 
     def statistics(self) -> WorkerStatistics:
         counts = self._counts
@@ -257,10 +269,10 @@ class ActivityWorker:
         return task
 
     def _notice(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
-        assert error is not None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
         log.error("the activity worker fails", exc_info=error)
         if not self._failure.done():
             self._failure.set_exception(error)
@@ -411,7 +423,7 @@ class ActivityWorker:
         """For so many attempts that can be started, and whose results can be sent."""
         if self._stopping or not self._sender.ready.is_set():
             return 0
-        unreported = len(self._waiting) - self._executing
+        unreported = len(self._waiting) + len(self._sender.unanswered) - self._executing
         return min(self._concurrency - self._executing, UNREPORTED_LIMIT - unreported)
 
     def _next_queue(self) -> TaskQueue | None:
@@ -452,20 +464,30 @@ class ActivityWorker:
                 self.pace.ended(task.name, asyncio.get_running_loop().time() - running.started_s)
                 queue.allowance.end()
                 self._begin()
-            await self._report(task, outcome)
+            await self._reports.report(running, outcome)
         except asyncio.CancelledError:
-            if not self._leaving:
-                raise RuntimeError(f"somebody cancelled the task of an attempt: {task}") from None
-            self._counts["cut_off"] += 1
-            self._watch.cut_off(running)
-            log.info("cut off, to be delivered again: %s", task)
-        else:
+            self._reported(running, None)
+        except BaseException:
+            del self._running[task.identity]
+            raise
+
+    def _reported(self, running: Running, outcome: Outcome | None) -> None:
+        """None: it was cut off."""
+        task = running.task
+        del self._running[task.identity]
+        if outcome is not None:
             self._counts[outcome.kind] += 1
             self._watch.ended(running)
             self.eager.ended(task)
             self._done(running.places)
-        finally:
-            del self._running[task.identity]
+        elif self._leaving:
+            self._counts["cut_off"] += 1
+            self._watch.cut_off(running)
+            log.info("cut off, to be delivered again: %s", task)
+        else:
+            self._fail(RuntimeError(f"somebody cancelled the task of an attempt: {task}"))
+        if self._held_back:
+            self._begin()
 
     async def _outcome(self, queue: TaskQueue, waiting: Waiting, running: Running) -> Outcome:
         task = waiting.task
@@ -511,35 +533,6 @@ class ActivityWorker:
         log.error(message)
         error = encode_error(ActivityError(message), retryable=True)
         return Outcome(FAILED, self._messages.failed(task, error, 0, self._clock.now_us()))
-
-    async def _report(self, task: Task, outcome: Outcome) -> None:
-        """Returns when the broker has everything, or will never have it."""
-        refusals: list[str | None] = []
-        if outcome.events:
-            refusals = await self._sender.deliver(outcome.events)
-        if outcome.result is not None and self.eager.report(task, outcome.result):
-            refusals.append(None)
-        elif outcome.result is not None:
-            refusals += await self._sender.deliver([self._messages.to_engine(outcome.result)])
-            if refusals[-1] is not None:
-                await self._result_refused(task, outcome, refusals[-1])
-        for index, refusal in enumerate(refusals):
-            if refusal is not None:
-                row = outcome.rows[index] if outcome.rows else None
-                log.error("%s: the broker refuses message %d for good (outbox row %s): %s", task, index, row, refusal)
-        if outcome.rows:
-            self._sender.sent([row for row, refusal in zip(outcome.rows, refusals, strict=False) if refusal is None])
-
-    async def _result_refused(self, task: Task, outcome: Outcome, refusal: str) -> None:
-        """The workflow must hear something. A failure for good makes the engine look at what is recorded: a result
-        that a transaction holds is used after all."""
-        if outcome.kind == FAILED:
-            return
-        error = encode_error(
-            PayloadTooLargeError(f"the broker refuses the result of {task}: {refusal}"), retryable=False
-        )
-        failure = self._messages.failed(task, error, 0, self._clock.now_us())
-        await self._sender.deliver([self._messages.to_engine(failure)])
 
     async def _quarantine(self, record: Record, problem: Malformed, progress: Progress) -> None:
         log.error("%s/%d@%d is no task: %s", record.topic, record.partition, record.offset, problem.message)

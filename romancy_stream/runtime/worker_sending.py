@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from romancy_stream.broker.port import Broker, acknowledged
@@ -39,16 +39,40 @@ class Sender:
         self._store = store
         self._stuck = 0
         self._cannot_delete = False  # has been logged
+        self._posted: list[tuple[Message, Callable[[asyncio.Future[int]], None]]] = []
+        self.unanswered: set[asyncio.Future[int]] = set()  # the broker has them
         self._hangs: asyncio.Future[None] | None = None
         self.sent_rows: dict[tuple[str, int], None] = {}  # acknowledged, and still in the database
 
-    async def deliver(self, messages: Sequence[Message]) -> list[str | None]:
-        """Returns when each is acknowledged (None) or refused for good (why)."""
+    # -- results ---------------------------------------------------------------------------------------------------
+    async def post(self, message: Message, answered: Callable[[asyncio.Future[int]], None]) -> None:
+        """Together with what others post in this turn of the loop, in any order: the first of them waits until the
+        broker takes them all, the others return at once. `answered` gets what the broker says of the message; it is
+        cancelled when the first is, or whoever finds it in `unanswered` cancels it. Raises nothing."""
+        self._posted.append((message, answered))
+        if len(self._posted) > 1:
+            return
+        posted = self._posted
+        try:
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._posted = []
+            answers = await self._broker.send(records([message for message, _ in posted]))
+        except (BrokerUnavailableError, asyncio.CancelledError) as error:
+            answers = [_answer(error) for _ in posted]
+        for answer, (_, answered) in zip(answers, posted, strict=True):
+            self.unanswered.add(answer)
+            answer.add_done_callback(self.unanswered.discard)
+            answer.add_done_callback(answered)
+
+    async def deliver(self, messages: Sequence[Message], failed: Exception | None = None) -> list[str | None]:
+        """Returns when each is acknowledged (None) or refused for good (why). `failed`: why a first try has."""
         answers: list[str | None] = []
         pause_s = 0.0
         try:
             while True:
-                error = await self._try(messages[len(answers) :], answers)
+                error, failed = failed or await self._try(messages[len(answers) :], answers), None
                 if error is None:
                     return answers
                 log.warning("results wait for the broker: %s", error)
@@ -111,3 +135,12 @@ class Sender:
         if not self._hangs.done():
             raise StoreUnavailableError(f"the database did not answer within {DELETE_LIMIT_S:g} s")
         self._hangs.result()
+
+
+def _answer(error: BrokerUnavailableError | asyncio.CancelledError) -> asyncio.Future[int]:
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    if isinstance(error, BrokerUnavailableError):
+        answer.set_exception(error)
+    else:
+        answer.cancel()
+    return answer
