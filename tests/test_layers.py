@@ -106,7 +106,7 @@ BEHIND_THE_PORTS = {
     "runtime.attempt_transaction": "is that transaction",
 }
 """The shell may know the two ports. Who knows what is behind one is named here, with the reason."""
-HOW_TO_WAIT = {("store.database", "finished"), ("store.database", "seen")}
+HOW_TO_WAIT = {("store.database", name) for name in ("finished", "first_done", "seen", "CUT_OFF_S")}
 """How a call of the database is awaited to its end, whoever makes it. They know no database."""
 
 THIRD_PARTY = {

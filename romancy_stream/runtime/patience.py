@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from romancy_stream.errors import StoreUnavailableError
-from romancy_stream.store.database import seen
+from romancy_stream.store.database import first_done, seen
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Patience:
             except StoreUnavailableError:
                 if loop.time() >= give_up_at or self._given_up.done():
                     raise
-            await asyncio.wait({self._given_up}, timeout=pause_s)
+            await first_done([self._given_up], pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def ask(self, call: Callable[[], Coroutine[Any, Any, T]], whom: str = "the database") -> T:
@@ -54,8 +54,7 @@ class Patience:
         behind, and whatever it still does is fenced by the takeover that must follow."""
         call = asyncio.ensure_future(work)
         call.add_done_callback(seen)
-        either: set[asyncio.Future[Any]] = {call, self._given_up}
-        await asyncio.wait(either, timeout=CALL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        await first_done([call, self._given_up], CALL_LIMIT_S)
         if not call.done():
             raise StoreUnavailableError(f"{whom} does not answer")
         return call.result()

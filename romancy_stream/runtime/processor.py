@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -38,9 +39,10 @@ from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.reporting import report
 from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.runtime.suspects import Suspects, part_of
+from romancy_stream.runtime.turns import Turns
 from romancy_stream.runtime.under_way import UnderWay, written
 from romancy_stream.runtime.vault import NO_VAULT, Vault
-from romancy_stream.store.database import finished
+from romancy_stream.store.database import CUT_OFF_S, finished, first_done, seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
 from romancy_stream.wire.event import X_ACTIVITY, Topics, WireEvent
@@ -60,6 +62,8 @@ SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
 """Acknowledged outbox rows that no further batch takes up are deleted after this long."""
+HINT_EVERY_S: Final = 1.0
+"""Lag tools look less often; to a broker it is as much work as a batch of records."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -95,10 +99,11 @@ class Processor:
         self._on_commit = on_commit
         self._on_ownership = on_ownership
         self._clock = DatabaseClock()
-        self._lock = asyncio.Lock()
-        self._over: BaseException | None = None
         self._timers_changed = asyncio.Event()
+        self._turns = Turns(self._timers_changed.set)
         self._hints: dict[TP, int] = {}
+        self._next_hint_s = 0.0
+        self._keeps_looking = True
         self._suspects = Suspects(store)
         self._passed_by: list[Input] = []
         self._patience = Patience()
@@ -110,7 +115,7 @@ class Processor:
     # -- BatchHandler --------------------------------------------------------------------------------------------
     async def on_assigned(self, partitions: set[TP]) -> Mapping[TP, int]:
         parts = sorted({tp.partition for tp in partitions})
-        async with self._turn():
+        async with self._turns:
             await self._drain()
             self._forget(self.core.owned)
             snapshots = await self._take_over(parts)
@@ -144,11 +149,11 @@ class Processor:
     async def on_batch(self, batch: Mapping[TP, Sequence[Record]]) -> None:
         records = [record for records in batch.values() for record in records]
         inputs: list[Input] = [Received(record, decode(record)) for record in records]
-        async with self._turn():
+        async with self._turns:
             await self._run([*inputs, *self._results.take(self.core.owned, INPUTS_PER_COMMIT)])
 
     async def on_revoked(self, partitions: set[TP]) -> None:
-        async with self._lock:
+        async with self._turns.lock:
             parts = frozenset(tp.partition for tp in partitions)
             await self._drain()  # its tasks are the worker's before it says farewell to them
             if self._local is not None:
@@ -208,7 +213,7 @@ class Processor:
         return await finished(self._feed(inputs))
 
     async def _feed(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        async with self._turn():
+        async with self._turns:
             self._passed_by.clear()
             mine = [each for each in inputs if part_of(each) in self.core.owned]
             await self._run(mine)
@@ -218,14 +223,29 @@ class Processor:
 
     async def run_timers(self) -> None:
         """Runs for ever; raises what a batch raises."""
+        # Not cancelled, but asked to end: a decision that was thrown away would fence off all after it.
+        looking = asyncio.create_task(self._keep_looking(), name="romancy-looking")
+        looking.add_done_callback(seen)
+        try:
+            await first_done([looking])
+        finally:
+            self._keeps_looking = False
+            self._timers_changed.set()
+            await first_done([looking], CUT_OFF_S)
+        looking.result()
+
+    async def _keep_looking(self) -> None:
         while True:
             await self._until_something_is_due()
-            # To its end also where this is cancelled: a decision that was thrown away would fence off all after it.
-            await finished(self._look())
-            await self._hint()
+            if not self._keeps_looking:
+                return
+            await self._look()
+            if self._hints and time.monotonic() >= self._next_hint_s:
+                self._next_hint_s = time.monotonic() + HINT_EVERY_S
+                await self._hint()
 
     async def _look(self) -> None:
-        async with self._turn():
+        async with self._turns:
             if self._under_way is not None and self._under_way.task.done():
                 await self._settle()
             if not self.core.owned:
@@ -244,7 +264,7 @@ class Processor:
             await self.source.commit_hint(hints)
 
     async def _until_something_is_due(self) -> None:
-        if self._over is not None or self._results.waits(self.core.owned):
+        if self._turns.are_over or not self._keeps_looking or self._results.waits(self.core.owned):
             return
         if self._under_way is not None and self._under_way.task.done():
             return
@@ -255,6 +275,8 @@ class Processor:
             wait_s = min(wait_s, (due_us - self._clock.now_us()) / 1_000_000)
         if self._relay.has_news or not self._relay.idle:
             wait_s = min(wait_s, TIDY_AFTER_S)
+        if self._hints:
+            wait_s = min(wait_s, self._next_hint_s - time.monotonic())
         if wait_s > 0:
             await wait_at_most(self._timers_changed, wait_s)
 
@@ -271,21 +293,6 @@ class Processor:
         """Sends results whose partitions are not owned any more; call it also at the end."""
         if self._local is not None:
             self._local.send(self._results.leave(self.core.owned))
-
-    # -- turns ---------------------------------------------------------------------------------------------------
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """The lock. Who leaves it with an error leaves inputs behind that this membership does not bring again: no
-        later batch may go on behind them, whoever hears of the error."""
-        async with self._lock:
-            if self._over is not None:
-                raise self._over if isinstance(self._over, Exception) else EngineError("the membership has ended")
-            try:
-                yield
-            except BaseException as error:
-                self._over = error
-                self._timers_changed.set()
-                raise
 
     # -- one batch -----------------------------------------------------------------------------------------------
     async def _run(self, inputs: Sequence[Input]) -> None:
@@ -363,7 +370,7 @@ class Processor:
         under_way = self._under_way
         if under_way is None:
             return True
-        await asyncio.wait({under_way.task})
+        await first_done([under_way.task])
         self._under_way = None
         try:
             under_way.task.result()
@@ -392,7 +399,7 @@ class Processor:
 
     async def close(self) -> None:
         """After `leave`."""
-        async with self._lock:
+        async with self._turns.lock:
             await self._drain()
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:

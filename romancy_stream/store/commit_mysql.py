@@ -13,7 +13,7 @@ from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import CommitUnknownError, FencedError
 from romancy_stream.store.clocks import MY_CLOCK
 from romancy_stream.store.commit_generic import fence, statements
-from romancy_stream.store.database import MYSQL, Database, finished
+from romancy_stream.store.database import MYSQL, Database
 from romancy_stream.store.failures import MY_RETRY, code_of, is_lost, translating
 from romancy_stream.store.searchable import SearchedPath
 
@@ -29,9 +29,6 @@ class MysqlCommitter:
         """Holds nothing of its own."""
 
     async def commit(self, commit: Commit) -> int:
-        return await finished(self._run(commit))
-
-    async def _run(self, commit: Commit) -> int:
         with translating("commit"):
             for last in (False,) * (DEADLOCK_TRIES - 1) + (True,):
                 try:

@@ -21,7 +21,7 @@ import asyncpg
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import CommitUnknownError, FencedError
 from romancy_stream.store.clocks import PG_CLOCK
-from romancy_stream.store.database import Database, finished
+from romancy_stream.store.database import Database
 from romancy_stream.store.failures import PG_RETRY, code_of, is_lost, translated, translating
 from romancy_stream.store.searchable import SearchedPath
 from romancy_stream.store.writes import WRITES, Action, Values, Write, columns_of, pg_cast, pg_type
@@ -60,9 +60,9 @@ class PostgresCommitter:
     async def commit(self, commit: Commit) -> int:
         with translating("commit"):
             statement, arguments = rendered(commit)
-        return await finished(self._run(statement, arguments))
+        return await self._written(statement, arguments)
 
-    async def _run(self, statement: str, arguments: Sequence[Any]) -> int:
+    async def _written(self, statement: str, arguments: Sequence[Any]) -> int:
         async with self._db.raw("commit") as (connection, driver):
             for last in (False,) * (DEADLOCK_TRIES - 1) + (True,):
                 try:

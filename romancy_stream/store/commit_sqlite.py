@@ -11,7 +11,7 @@ from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import FencedError
 from romancy_stream.store.clocks import clock_us
 from romancy_stream.store.commit_generic import fence, statements
-from romancy_stream.store.database import SQLITE, Database, finished
+from romancy_stream.store.database import SQLITE, Database
 from romancy_stream.store.failures import translating
 from romancy_stream.store.searchable import SearchedPath
 from romancy_stream.store.sqlite_thread import SqliteThread
@@ -28,9 +28,6 @@ class SqliteCommitter:
         await self._thread.close()
 
     async def commit(self, commit: Commit) -> int:
-        return await finished(self._run(commit))
-
-    async def _run(self, commit: Commit) -> int:
         with translating("commit"):
             return await self._thread.run(partial(self._apply, commit))
 

@@ -3,9 +3,9 @@ Looks at error codes only; SQLAlchemy's errors and those of the three drivers co
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Final
 
 import asyncpg
@@ -94,16 +94,24 @@ def translated(error: Exception, doing: str) -> Exception:
     return error
 
 
-@contextlib.contextmanager
-def translating(doing: str) -> Iterator[None]:
+def translating(doing: str) -> AbstractContextManager[None]:
     """`doing` names the call in the message, as in "take over"."""
-    try:
-        yield
-    except Exception as error:
-        better = translated(error, doing)
-        if better is error:
-            raise
-        raise better from error
+    return _Translating(doing)
+
+
+class _Translating(AbstractContextManager[None]):
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            better = translated(error, self._doing)
+            if better is not error:
+                raise better from error
 
 
 def _said(error: BaseException) -> str:

@@ -189,7 +189,8 @@ class Store(Protocol):
 
     async def commit(self, commit: Commit) -> int:
         """All or nothing; returns the database's clock (us). FencedError: nothing was written, somebody else owns
-        one of the partitions. CommitUnknownError: the connection broke at a moment that leaves it open."""
+        one of the partitions. CommitUnknownError: the connection broke at a moment that leaves it open. Not to be
+        cancelled, which would cut it off at such a moment."""
         ...
 
     async def mark_suspect(self, part: int, epoch: int, suspect: str | None) -> None:

@@ -18,7 +18,7 @@ from romancy_stream.engine.commit import InstanceRow, Rejection, Tombstone
 from romancy_stream.engine.fields import storable
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.store import selects, tables
-from romancy_stream.store.database import POSTGRESQL, Database, finished
+from romancy_stream.store.database import POSTGRESQL, Database
 from romancy_stream.store.failures import translating
 from romancy_stream.store.keys import IDS_PER_STATEMENT, KEYS_PER_STATEMENT, any_of, chunks
 from romancy_stream.store.port import Known
@@ -145,7 +145,7 @@ class Prefetch:
     async def _known(self, ids: Sequence[str]) -> tuple[list[InstanceRow], list[Rejection], list[Tombstone]]:
         if self.lookups is not None:
             with translating("look up instances"):
-                rows, refusals, stones = await finished(self.lookups.run(partial(_sqlite_known, ids)))
+                rows, refusals, stones = await self.lookups.run(partial(_sqlite_known, ids))
             known, refused = list(map(selects.instance_row, rows)), list(map(_rejection, refusals))
             return known, refused, [Tombstone(*row) for row in stones]
         return await self._known_by_chunks(ids)

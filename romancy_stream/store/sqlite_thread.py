@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
-from romancy_stream.store.database import Database, connect_sqlite
+from romancy_stream.store.database import Database, connect_sqlite, finished
 
 T = TypeVar("T")
 
@@ -23,35 +25,89 @@ class SqliteThread:
         self._thread: _Connected | None = None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """One at a time, each to its end even when the caller is cancelled. Raises what `work` raises."""
+        """One at a time, each to its end even when the caller is cancelled, as with `finished`. Raises what `work`
+        raises."""
         if self._thread is None:
             self._thread = _Connected(self._db, self._name)
-        return await asyncio.get_running_loop().run_in_executor(self._thread.pool, self._thread.do, work)
+        return await finished(self._thread.do(work))
 
     async def close(self) -> None:
         """Behind what was begun before."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(thread.pool, thread.disconnect)
-            finally:
-                thread.pool.shutdown(wait=False)  # who is cancelled does not wait for what is before it
+            await finished(thread.disconnect())
 
 
 class _Connected:
-    """A thread with the connection that only it may use."""
+    """A thread with the connection that only it may use. Not an executor: handing over one call costs a third of it."""
 
     def __init__(self, db: Database, name: str) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._db = db
         self._connection: sqlite3.Connection | None = None
+        self._calls: SimpleQueue[_Call[Any]] = SimpleQueue()
+        # As a daemon it never keeps a process alive that forgot to close it; SQLite undoes what is cut off.
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
 
-    def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def do(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        return self._asked(lambda: work(self._opened()))
+
+    def disconnect(self) -> asyncio.Future[None]:
+        """Nothing may be asked after this."""
+        return self._asked(self._close, is_last=True)
+
+    def _asked(self, work: Callable[[], T], *, is_last: bool = False) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        call = _Call(work, loop, loop.create_future(), is_last)
+        self._calls.put(call)
+        return call.answer
+
+    def _serve(self) -> None:
+        is_over = False
+        while not is_over:
+            call = self._calls.get()
+            is_over = call.is_last
+            call.end(*_outcome(call.work))
+            del call  # and what it found: the next one may be long in coming
+
+    def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect_sqlite(self._db.sqlite_path, self._db.busy_timeout_s)
-        return work(self._connection)
+        return self._connection
 
-    def disconnect(self) -> None:
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    work: Callable[[], T]
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[T]
+    is_last: bool
+
+    def end(self, found: T | None, error: BaseException | None) -> None:
+        """In the thread."""
+        try:
+            self.loop.call_soon_threadsafe(_settle, self.answer, found, error)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """A function of its own: what an error holds by its frames must not lead to the future that holds the error."""
+    try:
+        return work(), None
+    except BaseException as error:
+        return None, error
+
+
+def _settle(answer: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
+    if answer.cancelled():
+        return
+    if error is None:
+        answer.set_result(found)
+    else:
+        answer.set_exception(error)

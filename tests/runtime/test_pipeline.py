@@ -80,4 +80,4 @@ def _is_busy(app: App) -> bool:
     assert app._node.worker is not None
     processor = app._node.worker.eager.engine
     assert isinstance(processor, Processor)
-    return processor._lock.locked()
+    return processor._turns.lock.locked()

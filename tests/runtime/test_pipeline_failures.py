@@ -235,7 +235,7 @@ async def test_no_task_is_begun_behind_the_farewell(tmp_path: Path) -> None:
         await processor.on_batch(starts(app, 0, "ada"))
         await store.waiting.wait()
         leaving = asyncio.create_task(processor.on_revoked({TP(app.topics.commands, 0), TP(app.topics.results, 0)}))
-        await eventually(processor._lock.locked)
+        await eventually(processor._turns.lock.locked)
         store.gate.set()
         await leaving
         await processor.close()
@@ -348,7 +348,7 @@ async def test_cancelling_the_timers_does_not_spoil_a_clean_end(tmp_path: Path, 
             await asyncio.wait({timers}, timeout=1)
         store.gate.set()
         if not cancelled:  # the control: the same, but that run_timers may end what it is at
-            await eventually(lambda: not processor._lock.locked())
+            await eventually(lambda: not processor._turns.lock.locked())
             timers.cancel()
         await processor.on_revoked({TP(app.topics.commands, 0), TP(app.topics.results, 0)})
         await asyncio.gather(timers, return_exceptions=True)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from romancy_stream.engine.commit import Commit, DeadLetter, Rejection
 from romancy_stream.errors import FencedError, StoreUnavailableError
 from romancy_stream.store import tables
+from romancy_stream.store.database import finished
 from romancy_stream.store.sql import SqlStore
 from tests.store.conftest import Another
 from tests.store.writing import activity, committed, event, everything, execute, instance, outgoing, owned, rows, timer
@@ -267,7 +268,7 @@ async def test_bad_data_is_no_outage(store: SqlStore, bad: Any, refused_by: set[
 
 async def test_a_cancelled_caller_does_not_cut_a_commit_off(store: SqlStore) -> None:
     marks = await owned(store, 0)
-    task = asyncio.create_task(store.commit(Commit(marks=marks, instances=[instance()])))
+    task = asyncio.create_task(finished(store.commit(Commit(marks=marks, instances=[instance()]))))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
