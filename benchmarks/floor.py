@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import asyncpg
@@ -40,6 +40,18 @@ COMMIT_OFFSETS_EVERY_S: Final = 0.5
 Headers = list[tuple[str, bytes]]
 # topic, partition, key, value, headers
 Message = tuple[str, int, bytes, bytes, Headers]
+
+
+class Bus(Protocol):
+    """What the messages go over."""
+
+    namespace: str
+
+    def topic(self, name: str) -> str: ...
+
+    async def send(self, messages: Iterable[Message]) -> None:
+        """Returns when all are acknowledged."""
+        ...
 
 
 class Kafka:
@@ -110,9 +122,9 @@ def time_text(us: int) -> bytes:
 
 # -- client --------------------------------------------------------------------------------------------------------
 class FloorDriver:
-    def __init__(self, kafka: Kafka) -> None:
-        self._kafka = kafka
-        self._source = f"/romancy/{kafka.namespace}/client".encode()
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._source = f"/romancy/{bus.namespace}/client".encode()
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
     async def listen(self, consumer: AIOKafkaConsumer) -> None:
@@ -135,18 +147,18 @@ class FloorDriver:
         )
         completed = self._waiting[key] = asyncio.get_running_loop().create_future()
         partition = partition_for(key, PARTITIONS)
-        return (self._kafka.topic("commands"), partition, key, b"%d" % number, headers), completed
+        return (self._bus.topic("commands"), partition, key, b"%d" % number, headers), completed
 
     async def one(self) -> None:
         message, completed = self._start(7)
-        await self._kafka.send([message])
+        await self._bus.send([message])
         assert await completed == b'{"output":7}'
 
     async def burst(self, count: int) -> None:
         waiting: list[asyncio.Future[bytes]] = []
         for first in range(0, count, STARTS_AT_ONCE):
             started = [self._start(number) for number in range(first, min(count, first + STARTS_AT_ONCE))]
-            await self._kafka.send([message for message, _ in started])
+            await self._bus.send([message for message, _ in started])
             waiting += [completed for _, completed in started]
         assert await asyncio.gather(*waiting) == [b'{"output":%d}' % number for number in range(count)]
 
@@ -300,39 +312,20 @@ class Batch:
 
 
 class FloorEngine:
-    def __init__(self, kafka: Kafka, connection: Any, eager: bool) -> None:
-        self._kafka = kafka
-        self._connection = connection
+    def __init__(self, bus: Bus, eager: bool) -> None:
+        self._bus = bus
         self._eager = uuid4().hex if eager else None  # what names this process in the rows of its steps
         self._tasks: list[tuple[str, str, bytes]] = []  # steps to do here: instance, activity, arguments
-        self._source = f"/romancy/{kafka.namespace}".encode()
-        self._topics = {name: kafka.topic(name) for name in ("commands", "results", "events", "tasks.default")}
+        self._source = f"/romancy/{bus.namespace}".encode()
+        self._topics = {name: bus.topic(name) for name in ("commands", "results", "events", "tasks.default")}
         self._instances: dict[str, Instance] = {}
         self._commit_no = [0] * PARTITIONS
         self._position = [0] * PARTITIONS
         self._sent: list[tuple[int, int, int]] = []
         self._sending: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        await self._connection.execute("UPDATE romancy_partitions SET epoch = 1, commit_no = 0, position = 0")
-        commit = await self._connection.prepare(COMMIT)
-        consumer = await self._kafka.consumer(*(("commands",) if self._eager else ("commands", "results")))
-        while True:
-            done = self._do_tasks()
-            fetched = await consumer.getmany(timeout_ms=0 if done else 1000, max_records=BATCH_RECORDS)
-            if not fetched and not done:
-                continue
-            before = list(self._position)
-            batch = self._decide(fetched, done)
-            await commit.fetchval(*self._arguments(batch))
-            grown = (part for part in batch.parts if self._position[part] > before[part])
-            ranges = [(part, before[part] + 1, self._position[part]) for part in grown]
-            task = asyncio.create_task(self._publish(batch.out, ranges))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
     async def _publish(self, out: list[Message], ranges: list[tuple[int, int, int]]) -> None:
-        await self._kafka.send(out)
+        await self._bus.send(out)
         self._sent += ranges
 
     def _do_tasks(self) -> list[Done]:
@@ -467,7 +460,7 @@ class FloorEngine:
         batch.rows["outbox"].append((part, self._position[part], topic, id_, partition, text, value))
         batch.out.append(message)
 
-    def _arguments(self, batch: Batch) -> list[list[Any]]:
+    def _rows(self, batch: Batch) -> dict[str, list[tuple[Any, ...]]]:
         rows = batch.rows
         rows["fence"] = [(part, 1, self._commit_no[part], self._position[part]) for part in batch.parts]
         for part in batch.parts:
@@ -477,6 +470,35 @@ class FloorEngine:
             raise AssertionError(f"{instance_id} was started and continued in one batch")
         rows["instances"], rows["updates"] = list(batch.new.values()), list(batch.updates.values())
         rows["activities"] = list(batch.activities.values())
+        return rows
+
+
+class KafkaFloorEngine(FloorEngine):
+    def __init__(self, kafka: Kafka, connection: Any, eager: bool) -> None:
+        super().__init__(kafka, eager)
+        self._kafka = kafka
+        self._connection = connection
+
+    async def run(self) -> None:
+        await self._connection.execute("UPDATE romancy_partitions SET epoch = 1, commit_no = 0, position = 0")
+        commit = await self._connection.prepare(COMMIT)
+        consumer = await self._kafka.consumer(*(("commands",) if self._eager else ("commands", "results")))
+        while True:
+            done = self._do_tasks()
+            fetched = await consumer.getmany(timeout_ms=0 if done else 1000, max_records=BATCH_RECORDS)
+            if not fetched and not done:
+                continue
+            before = list(self._position)
+            batch = self._decide(fetched, done)
+            await commit.fetchval(*self._arguments(batch))
+            grown = (part for part in batch.parts if self._position[part] > before[part])
+            ranges = [(part, before[part] + 1, self._position[part]) for part in grown]
+            task = asyncio.create_task(self._publish(batch.out, ranges))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _arguments(self, batch: Batch) -> list[list[Any]]:
+        rows = self._rows(batch)
         columns: list[list[Any]] = []
         for name, width in WIDTHS + MORE_WIDTHS:
             columns += [list(each) for each in zip(*rows[name], strict=True)] if rows[name] else [[]] * width
@@ -486,7 +508,7 @@ class FloorEngine:
 async def run_engine(kafka: Kafka, eager: bool = False) -> None:
     connection = await asyncpg.connect(os.environ["ROMANCY_DATABASE"], server_settings=SERVER_SETTINGS)
     try:
-        await FloorEngine(kafka, connection, eager).run()
+        await KafkaFloorEngine(kafka, connection, eager).run()
     finally:
         await connection.close()
 

@@ -8,7 +8,6 @@ workflow at a time, in turns. Prints one line of JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +16,11 @@ from benchmarks.settings import WARM_UP
 
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
-    where = stage.servers()
     latencies_s: dict[str, list[list[float]]] = {"floor": [], "engine": []}
-    with contextlib.ExitStack() as stack:
-        clients = {}
-        for name, roles in (("floor", stage.floor_roles(options)), ("engine", stage.engine_roles(options))):
-            place = stack.enter_context(stage.kafka_and_postgres(name, where))
-            clients[name] = stack.enter_context(stage.running(place, roles, where)).client
-            clients[name].ask(f"burst {options.warm_up}")
+    with stage.both_running(options) as sides:
         for _ in range(options.runs):
-            for name, client in clients.items():
-                latencies_s[name].append(client.ask(f"singles {options.workflows}")["latencies_s"])
+            for name, runs in latencies_s.items():
+                runs.append(sides[name].side.client.ask(f"singles {options.workflows}")["latencies_s"])
     floor, engine = latencies_s["floor"], latencies_s["engine"]
     ratios = [
         measure.percentile(mine, 0.5) / measure.percentile(best, 0.5) for mine, best in zip(engine, floor, strict=True)
@@ -35,12 +28,6 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     return {**facts(engine), **{"floor_" + name: value for name, value in facts(floor).items()}} | {
         "p50_ratio": measure.spread(ratios, 2)
     }
-
-
-def alone(options: argparse.Namespace) -> dict[str, Any]:
-    with stage.embedded_and_sqlite("alone") as place, stage.running(place, stage.ALONE, None) as side:
-        side.client.ask(f"burst {options.warm_up}")
-        return facts([side.client.ask(f"singles {options.workflows}")["latencies_s"] for _ in range(options.runs)])
 
 
 def facts(runs: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -59,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stage.add_eager_option(parser)
     stage.add_place_options(parser)
     options = stage.parsed(parser, arguments)
-    stage.report("latency", options, compared(options) if options.broker == "kafka" else alone(options))
+    stage.report("latency", options, compared(options))
 
 
 if __name__ == "__main__":

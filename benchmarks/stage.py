@@ -97,7 +97,9 @@ def kafka_and_postgres(side: str, where: Servers, partitions: int = PARTITIONS) 
 @contextlib.contextmanager
 def embedded_and_sqlite(side: str) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder:
-        yield Place(new_name(side), f"embedded://{folder}/log", f"sqlite:///{folder}/state.db")
+        place = Place(new_name(side), f"embedded://{folder}/log", f"sqlite:///{folder}/state.db")
+        asyncio.run(_initialise(place))
+        yield place
 
 
 async def _initialise(place: Place) -> None:
@@ -208,6 +210,12 @@ def running(place: Place, roles: Roles, where: Servers | None) -> Iterator[Side]
         yield Side(processes["client"], measure.CpuMeter(groups), pids, listener)
 
 
+@dataclass(frozen=True, slots=True)
+class Both:
+    place: Place
+    side: Side
+
+
 def _backends(postmaster: int, database: str) -> list[int]:
     """Those that serve this database, and the ones that serve all: writer, checkpointer and the like."""
     return [pid for pid in measure.children(postmaster) if _is_ours(measure.title(pid), database)]
@@ -228,15 +236,35 @@ ENGINE: Final[Roles] = {
 TOGETHER: Final[Roles] = {"engine": (*ROMANCY, "--no-init"), "client": ("-m", "benchmarks.client")}
 """Engine and worker in one process, as `romancy worker` runs them."""
 ALONE: Final[Roles] = {"client": ("-m", "benchmarks.client", "--alone")}
+FLOOR_ALONE: Final[Roles] = {"client": ("-m", "benchmarks.floor_alone")}
 
 
 def engine_roles(options: argparse.Namespace) -> Roles:
-    """Of an app on Kafka and PostgreSQL."""
+    if options.broker == "embedded":
+        return ALONE
     return TOGETHER if options.steps == EAGER else ENGINE
 
 
 def floor_roles(options: argparse.Namespace) -> Roles:
+    if options.broker == "embedded":
+        return FLOOR_ALONE
     return FLOOR_EAGER if options.steps == EAGER else FLOOR
+
+
+@contextlib.contextmanager
+def both_running(
+    options: argparse.Namespace, names: Sequence[str] = ("floor", "engine")
+) -> Iterator[Mapping[str, Both]]:
+    """Floor and engine, each in a place of its own, warm."""
+    where = servers() if options.broker == "kafka" else None
+    sides = {}
+    with contextlib.ExitStack() as stack:
+        for name, roles in (("floor", floor_roles(options)), ("engine", engine_roles(options))):
+            if name in names:
+                place = stack.enter_context(kafka_and_postgres(name, where) if where else embedded_and_sqlite(name))
+                sides[name] = Both(place, stack.enter_context(running(place, roles, where)))
+                sides[name].side.client.ask(f"burst {options.warm_up}")
+        yield sides
 
 
 # -- the command line that all benchmarks share --------------------------------------------------------------------

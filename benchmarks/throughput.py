@@ -8,7 +8,6 @@ whatever else the machine does is done to both. Prints one line of JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,38 +17,17 @@ from benchmarks.settings import WARM_UP
 
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
-    """Engine and floor through Kafka and PostgreSQL."""
-    where = stage.servers()
-    floor, engine = Bursts(), Bursts()
-    with contextlib.ExitStack() as stack:
-        sides = []
-        for name, roles, done in (
-            ("floor", stage.floor_roles(options), floor),
-            ("engine", stage.engine_roles(options), engine),
-        ):
-            if options.floor_only and name == "engine":
-                continue
-            place = stack.enter_context(stage.kafka_and_postgres(name, where))
-            side = stack.enter_context(stage.running(place, roles, where))
-            side.client.ask(f"burst {options.warm_up}")
-            sides.append((side, done))
+    done = {name: Bursts() for name in (("floor",) if options.floor_only else ("floor", "engine"))}
+    with stage.both_running(options, list(done)) as sides:
         for _ in range(options.runs):
-            for side, done in sides:
-                done.run(side, options.workflows)
+            for name, bursts in done.items():
+                bursts.run(sides[name].side, options.workflows)
         if options.floor_only:
-            return {f"floor_{name}": value for name, value in floor.facts().items()}
-        eager = {"eager_share_of_steps": round(footprint.eager_share(place), 2)} if options.steps else {}
-    return {**beside(engine, floor, "floor"), **eager}
-
-
-def alone(options: argparse.Namespace) -> dict[str, Any]:
-    """Client, engine and worker in one process, over the embedded log and SQLite."""
-    done = Bursts()
-    with stage.embedded_and_sqlite("alone") as place, stage.running(place, stage.ALONE, None) as side:
-        side.client.ask(f"burst {options.warm_up}")
-        for _ in range(options.runs):
-            done.run(side, options.workflows)
-    return done.facts()
+            return {f"floor_{name}": value for name, value in done["floor"].facts().items()}
+        eager = (
+            {"eager_share_of_steps": round(footprint.eager_share(sides["engine"].place), 2)} if options.steps else {}
+        )
+    return {**beside(done["engine"], done["floor"], "floor"), **eager}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stage.add_eager_option(parser)
     stage.add_place_options(parser)
     options = stage.parsed(parser, arguments)
-    stage.report("throughput", options, compared(options) if options.broker == "kafka" else alone(options))
+    stage.report("throughput", options, compared(options))
 
 
 if __name__ == "__main__":
