@@ -242,7 +242,10 @@ class Attempt:
     def forget_error(self) -> None:
         """When everybody has been told. Its frames hold the attempt, and those of a database driver hold the error: in
         such a circle all that the activity worked with would wait for the garbage collector, which comes seldom."""
-        errors, seen = [self.error], set[int]()
+        if self.error is None:
+            return
+        errors: list[BaseException | None] = [self.error]
+        seen = set[int]()
         self.error = None
         while errors:
             error = errors.pop()

@@ -400,22 +400,24 @@ class ActivityWorker:
     # -- beginning them ----------------------------------------------------------------------------------------------
     def _begin(self) -> None:
         """As many as there is room for, the most urgent first."""
-        while self._room > 0:
+        room = self._room
+        while room > 0:
             queue = self._next_queue()
             if queue is None:
                 self._held_back = False
                 return
             waiting = queue.take()
-            if self._joined(waiting.task, waiting.progress, waiting.offset):
+            task = waiting.task
+            if self._joined(task, waiting.progress, waiting.offset):
                 continue
             now_s = asyncio.get_running_loop().time()
             places = [] if waiting.progress is None else [(waiting.progress, waiting.offset)]
-            running = Running(waiting.task, places, now_s)
-            self._running[waiting.task.identity] = running
+            running = self._running[task.identity] = Running(task, places, now_s)
             self._executing += 1
-            self.pace.began(waiting.task.name)
+            self.pace.began(task.name)
             queue.allowance.begin(now_s)
             self._start(self._work(queue, waiting, running))
+            room -= 1
         self._held_back = self._executing < self._concurrency
 
     @property

@@ -75,12 +75,13 @@ class Eager:
     # -- for the worker ------------------------------------------------------------------------------------------
     def report(self, task: Task, result: WireEvent) -> bool:
         """Whether the engine of this process has the result."""
-        if task.identity not in self._tasks or self.engine is None:
+        if self.engine is None or task.identity not in self._tasks:
             return False
         return self.engine.take_result(self._worker.part_of(task.key.instance_id), result)
 
     def ended(self, task: Task) -> None:
-        self._tasks.discard(task.identity)
+        if self._tasks:
+            self._tasks.discard(task.identity)
 
     def send(self, results: Sequence[WireEvent]) -> None:
         """To whoever owns their partitions now."""

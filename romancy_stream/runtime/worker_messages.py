@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
 from romancy_stream.engine.definitions import Publication
@@ -24,7 +24,7 @@ from romancy_stream.wire.record import OutRecord, Record
 from romancy_stream.wire.value import value
 
 NO_ARGUMENTS: Final = b'{"args":[],"kwargs":{}}'
-POLICIES_CACHE_LIMIT: Final = 256  # distinct class lists of one app's activities: a handful
+OPTIONS_CACHE_LIMIT: Final = 256  # distinct options of one app's activities: a handful
 _REQUIRED: Final = (w.X_RUN, w.X_ACTIVITY, w.X_ACTIVITY_ID, w.X_ATTEMPT)
 _TRACE: Final = (w.X_TRACEPARENT, w.X_TRACESTATE)
 _MAX_INT32: Final = 2**31 - 1
@@ -77,7 +77,7 @@ def read_task(record: Record) -> Task | Malformed:
 def task_of(event: WireEvent) -> Task:
     """Of an event that the engine of this process made, or that was checked."""
     extensions = event.extensions
-    timeout, heartbeat = extensions.get(w.X_TIMEOUT), extensions.get(w.X_HEARTBEAT)
+    options = _options(*map(extensions.get, _OPTIONS))
     assert event.subject is not None
     return Task(
         key=ActivityKey(event.subject, int(extensions[w.X_RUN]), extensions[w.X_ACTIVITY_ID]),
@@ -86,47 +86,71 @@ def task_of(event: WireEvent) -> Task:
         args=NO_ARGUMENTS if event.data is None else event.data,
         request_id=event.id,
         request_source=event.source,
-        timeout_s=None if timeout is None else float(timeout),
-        policy=_policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON)),
+        timeout_s=options.timeout_s,
+        policy=options.policy,
         workflow=extensions.get(w.X_WORKFLOW),
         trace={name: extensions[name] for name in _TRACE if name in extensions},
-        heartbeat_timeout_s=None if heartbeat is None else float(heartbeat),
-        priority=int(extensions.get(w.X_PRIORITY, PRIORITY)),
+        heartbeat_timeout_s=options.heartbeat_timeout_s,
+        priority=options.priority,
         lapsed=extensions.get(w.X_LAPSED),
     )
 
 
 def _problem(event: WireEvent) -> str | None:
     extensions = event.extensions
-    missing = [name for name in _REQUIRED if not extensions.get(name)]
     if event.type != w.TASK:
         return f"{event.type} is not for workers: they read {w.TASK}"
-    if missing or not event.subject:
+    if not event.subject or not all(map(extensions.get, _REQUIRED)):
         return f"a task needs subject and {', '.join(_REQUIRED)}"
     for name in (w.X_RUN, w.X_ATTEMPT):
         if not (extensions[name].isdecimal() and int(extensions[name]) <= _MAX_INT32):
             return f"{name} must be a whole number"
-    if extensions.get(w.X_PRIORITY, "1") not in _PRIORITIES:
-        return f"{w.X_PRIORITY} must be 1 to 9"
     try:
-        if not all(0 < float(extensions.get(name, "1")) < float("inf") for name in (w.X_TIMEOUT, w.X_HEARTBEAT)):
-            raise ValueError
-        _policy(extensions.get(w.X_RETRY_ON), extensions.get(w.X_NO_RETRY_ON))
-    except ValueError:
-        return (
-            f"{w.X_TIMEOUT} and {w.X_HEARTBEAT} must be seconds above 0, {w.X_RETRY_ON} and {w.X_NO_RETRY_ON} lists of "
-            "module:Name"
-        )
+        _options(*map(extensions.get, _OPTIONS))
+    except ValueError as error:
+        return str(error)
     return None
 
 
-@lru_cache(maxsize=POLICIES_CACHE_LIMIT)
-def _policy(retry_on: str | None, do_not_retry_on: str | None) -> RetryPolicy:
-    """The engine names classes only where the call's policy restricts them."""
-    return RetryPolicy(
-        retry_on=(Exception,) if retry_on is None else retry_on.split(","),
-        do_not_retry_on=() if do_not_retry_on is None else do_not_retry_on.split(","),
-    )
+class _Options(NamedTuple):
+    timeout_s: float | None
+    heartbeat_timeout_s: float | None
+    priority: int
+    policy: RetryPolicy
+
+
+_OPTIONS: Final = (w.X_TIMEOUT, w.X_HEARTBEAT, w.X_PRIORITY, w.X_RETRY_ON, w.X_NO_RETRY_ON)
+
+
+@lru_cache(maxsize=OPTIONS_CACHE_LIMIT)
+def _options(
+    timeout: str | None, heartbeat: str | None, priority: str | None, retry_on: str | None, do_not_retry_on: str | None
+) -> _Options:
+    """The engine names classes only where the call's policy restricts them. ValueError says what is wrong."""
+    if priority is not None and priority not in _PRIORITIES:
+        raise ValueError(f"{w.X_PRIORITY} must be 1 to 9")
+    try:
+        return _Options(
+            _seconds(timeout),
+            _seconds(heartbeat),
+            PRIORITY if priority is None else int(priority),
+            RetryPolicy(
+                retry_on=(Exception,) if retry_on is None else retry_on.split(","),
+                do_not_retry_on=() if do_not_retry_on is None else do_not_retry_on.split(","),
+            ),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{w.X_TIMEOUT} and {w.X_HEARTBEAT} must be seconds above 0, {w.X_RETRY_ON} and {w.X_NO_RETRY_ON} lists of "
+            "module:Name"
+        ) from error
+
+
+def _seconds(text: str | None) -> float | None:
+    seconds = None if text is None else float(text)
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 @value

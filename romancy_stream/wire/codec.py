@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
 
 from romancy_stream.errors import PayloadError, PayloadTooLargeError
@@ -43,6 +45,11 @@ _BATCHED: Final = "application/cloudevents-batch"
 # Header names come from outside and few are in use at a time; none is longer than MAX_NAME_CHARS.
 _HEADERS_CACHE_LIMIT: Final = 1_024
 
+# Of the names of all headers of a record together: our programs write a dozen, others some more. 6 KB each at the most.
+_LAYOUTS_LIMIT: Final = 256
+# Which extensions there are together: a kind of message has always the same. Some 10 KB each at the most.
+_NAMES_CACHE_LIMIT: Final = 256
+
 # Written by the engine and its workers: their ids are derived from others, their data may wrap what a user gave.
 _INTERNAL: Final = frozenset({w.TO_INSTANCE, w.TO_ENTITY})
 _ENGINE_TYPES: Final = frozenset({w.TASK, w.ACTIVITY_COMPLETED, w.ACTIVITY_FAILED, w.DEAD_LETTER}) | _INTERNAL
@@ -50,12 +57,16 @@ _ENGINE_EVENTS: Final = frozenset({w.STARTED, w.COMPLETED, w.FAILED, w.CANCELLED
 _DERIVED_IDS: Final = _ENGINE_TYPES | _ENGINE_EVENTS
 _WRAPPED: Final = frozenset({w.TASK, w.DEAD_LETTER}) | _INTERNAL | _ENGINE_EVENTS
 
+_REQUIRED: Final = frozenset({"specversion", "id", "source", "type"})
 _NAMED: Final = frozenset({"specversion", "id", "source", "type", "subject", "time", "datacontenttype"})
 _KEYS: Final = (w.X_WORKFLOW, w.X_INSTANCE, w.X_ACTIVITY, w.X_ACTIVITY_ID, w.X_NAME)
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,30})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
+# Where `_CONTROL` finds nothing there is no 0 in the translated UTF-8, and no byte that C1 controls begin with.
+_CONTROL_TO_0: Final = bytes(0 if byte < 0x20 or byte == 0x7F else 1 for byte in range(256))
+_C1_LEAD: Final = b"\xc2"
 # Naive, because the offset is appended by hand: formatting an aware one takes three times as long.
 _EPOCH: Final = datetime(1970, 1, 1)
 _SECONDS_CACHE_LIMIT: Final = 16  # messages are of now
@@ -64,6 +75,99 @@ _SECONDS_CACHE_LIMIT: Final = 16  # messages are of now
 # -- reading -----------------------------------------------------------------------------------------------------
 def decode(record: Record) -> WireEvent | Malformed:
     """Any record at all. Data of other content types becomes a JSON string, and the content type an extension."""
+    return _decode_usual(record) or _decode_any(record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the attributes stand among the headers of a record in binary mode that has each of them once. `pick` takes
+    the extensions, called `names`, out of the values."""
+
+    specversion: int
+    content_type: int | None
+    id: int
+    source: int
+    type: int
+    subject: int | None
+    time: int | None
+    names: tuple[str, ...]
+    pick: Callable[[Sequence[str]], tuple[str, ...]]
+
+
+_layouts: Final[dict[tuple[str, ...], _Layout]] = {}
+
+
+def _layout_of(headers: tuple[str, ...]) -> _Layout | None:
+    """None: it is not that simple."""
+    layout = _layouts.get(headers)
+    if layout is None and len(headers) <= m.MAX_ATTRIBUTES and all(len(each) <= m.MAX_NAME_CHARS for each in headers):
+        layout = _new_layout([_attribute_of(header) for header in headers])
+        if layout is not None:  # others are not remembered: anybody can make them up
+            if len(_layouts) >= _LAYOUTS_LIMIT:
+                _layouts.clear()
+            _layouts[headers] = layout
+    return layout
+
+
+def _new_layout(names: Sequence[str]) -> _Layout | None:
+    places = {name: at for at, name in enumerate(names)}
+    if len(places) < len(names) or "" in places or "datacontenttype" in places or not places.keys() >= _REQUIRED:
+        return None
+    extensions = {name: at for name, at in places.items() if name not in _NAMED and name != CONTENT_TYPE}
+    return _Layout(
+        specversion=places["specversion"],
+        content_type=places.get(CONTENT_TYPE),
+        id=places["id"],
+        source=places["source"],
+        type=places["type"],
+        subject=places.get("subject"),
+        time=places.get("time"),
+        names=tuple(extensions),
+        pick=_picker(list(extensions.values())),
+    )
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple([values[at] for at in places])  # an `itemgetter` of one makes no tuple
+
+
+def _decode_usual(record: Record) -> WireEvent | None:
+    """JSON in binary mode, as our own programs write it, read without a detour. None: it is something else, or there is
+    something about it that has to be looked at closely."""
+    layout = _layout_of(tuple([name for name, _ in record.headers]))
+    if layout is None:
+        return None
+    raw_values = [raw for _, raw in record.headers]
+    try:
+        together: bytes = b"".join(raw_values)  # type: ignore[arg-type]
+        values = [raw.decode() for raw in raw_values]  # type: ignore[union-attr]
+    except (TypeError, UnicodeDecodeError):
+        return None
+    if len(together) > m.MAX_ATTRIBUTE_CHARS or 0 in together.translate(_CONTROL_TO_0) or together.find(_C1_LEAD) >= 0:
+        return None
+    event_id, source, event_type = values[layout.id], values[layout.source], values[layout.type]
+    subject = None if layout.subject is None else values[layout.subject]
+    time = None if layout.time is None else values[layout.time]
+    if (
+        values[layout.specversion] != SPECVERSION
+        or (layout.content_type is not None and values[layout.content_type] != JSON_CONTENT_TYPE)
+        or not (event_id and source and event_type)
+        or max(map(len, values)) > m.MAX_ID_CHARS
+        or (time and parse_time(time) is None)
+    ):
+        return None
+    data = record.value or None
+    if data is not None:
+        max_bytes, max_depth = _data_limits(event_type)
+        if len(data) > max_bytes or isinstance(parse_json(data, max_depth), Malformed):
+            return None
+    extensions = dict(zip(layout.names, layout.pick(values), strict=True))
+    return WireEvent(event_id, source, event_type, subject or None, data, time or None, extensions)
+
+
+def _decode_any(record: Record) -> WireEvent | Malformed:
     attributes: dict[str, str] = {}
     for header, raw in record.headers:
         name = _attribute_of(header) if len(header) <= m.MAX_NAME_CHARS else ""
@@ -342,8 +446,15 @@ def encode_text(event: WireEvent) -> tuple[Headers, bytes | None]:
         headers.append(("ce_subject", event.subject))
     if event.data is not None:
         headers.append((CONTENT_TYPE, JSON_CONTENT_TYPE))
-    headers.extend([("ce_" + name, event.extensions[name]) for name in sorted(event.extensions)])
+    extensions = event.extensions
+    headers.extend([(header, extensions[name]) for header, name in _extension_headers(tuple(extensions))])
     return tuple(headers), event.data
+
+
+@lru_cache(maxsize=_NAMES_CACHE_LIMIT)
+def _extension_headers(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(header, name) of each, in their order."""
+    return [("ce_" + name, name) for name in sorted(names)]
 
 
 def header_bytes(headers: Iterable[Sequence[str]]) -> list[tuple[str, bytes]]:

@@ -9,6 +9,7 @@ import orjson
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from romancy_stream.wire import codec
 from romancy_stream.wire.codec import decode, encode, require_sendable
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.json_text import parse_json, raw_members
@@ -110,6 +111,65 @@ def test_any_headers_and_any_value(some: list[tuple[str, bytes | None]], value: 
 @given(full_headers, values)
 def test_an_event_with_anything_beside_and_in_it(some: list[tuple[str, bytes | None]], value: bytes | None) -> None:
     check(record(*some, value=value))
+
+
+OWN = [
+    *CE,
+    ("content-type", b"application/json"),
+    ("ce_time", b"2026-01-31T12:00:00.000001Z"),
+    ("ce_subject", b"i1"),
+    ("ce_partitionkey", b"i1"),
+    ("ce_romancyrun", b"1"),
+]
+own_values = (
+    st.none()
+    | plausible
+    | st.binary(max_size=3)
+    | texts.map(str.encode)
+    | st.sampled_from([b"", b"\x7f", "\x85".encode(), "\xa0".encode(), b"i" * 255, b"i" * 256, b"i" * 9_300, b"2.0"])
+)
+
+
+@st.composite
+def own_headers(draw: st.DrawFn) -> list[tuple[str, bytes | None]]:
+    """As our programs write them, but for one or two."""
+    drawn: list[tuple[str, bytes | None]] = [*OWN]
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(drawn) - 1))
+        was, other = drawn[at], (draw(names), draw(own_values))
+        drawn[at : at + 1] = draw(st.sampled_from([[], [(was[0], other[1])], [other], [was, other]]))
+    return drawn
+
+
+@settings(max_examples=600)
+@given(own_headers(), values)
+@example(OWN, b'"' + b"x" * 983_039 + b'"')
+@example(OWN, b"[" * 31 + b"]" * 31)
+@example(OWN, b"\xef\xbb\xbf1")
+@example([*CE], b"1")
+@example([*CE, ("ce_tenant", b"t")], None)
+@example([(name.upper(), raw) for name, raw in OWN], b"1")
+def test_the_usual_is_read_as_all_else_is(some: list[tuple[str, bytes | None]], value: bytes | None) -> None:
+    asked = record(*some, value=value)
+    assert decode(asked) == codec._decode_any(asked)
+    assert decode(asked) == codec._decode_any(asked)  # from memory
+
+
+def test_what_our_programs_write_is_the_usual() -> None:
+    asked = record(*OWN, value=b"1")
+    assert codec._decode_usual(asked) == codec._decode_any(asked)
+    bare = record(*CE, value=b"1")
+    assert codec._decode_usual(bare) == codec._decode_any(bare)
+
+
+def test_what_is_remembered_of_headers_has_its_limit() -> None:
+    for n in range(codec._LAYOUTS_LIMIT + 10):
+        decode(record(*OWN, (f"ce_made{n}up", b"1"), value=b"1"))
+    assert 0 < len(codec._layouts) <= codec._LAYOUTS_LIMIT
+    remembered = dict(codec._layouts)
+    decode(record(*OWN, ("x" * 100_000, b"1"), value=b"1"))
+    decode(record(*OWN, ("made up", b"1"), value=b"1"))
+    assert codec._layouts == remembered
 
 
 @settings(max_examples=400)
