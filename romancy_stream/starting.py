@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, overload
 
@@ -14,8 +15,9 @@ from romancy_stream.handle import Handle, rejection
 from romancy_stream.ids import uuid7_hex
 from romancy_stream.options import OnConflict, Reuse, StartOptions
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import new_event_time
+from romancy_stream.wire.codec import encode, new_event_time
 from romancy_stream.wire.event import WireEvent
+from romancy_stream.wire.record import OutRecord
 from romancy_stream.workflow import I, P, R, Startable, Workflow
 
 START_ANSWER_TIMEOUT_S: Final = 30.0
@@ -115,17 +117,26 @@ class Starting(Commanding):
         if len(ids) != len(datas):
             raise ValueError(f"there are {len(datas)} inputs and {len(ids)} instance_ids")
         sealed = await self._sealer.seal_all(datas, f"an input of {definition.name}")
-        commands = [
-            self._command(definition.name, data, definition.options.changed({"instance_id": instance_id}))
-            for data, instance_id in zip(sealed, ids, strict=True)
-        ]
-        records = [self._record(command, command.subject or "") for command in commands]
+        handles: list[Handle[Any]] = []
+        records: list[OutRecord] = []
+        for data, instance_id in zip(sealed, ids, strict=True):
+            own = definition.options if instance_id is None else replace(definition.options, instance_id=instance_id)
+            command = self._command(definition.name, data, own)
+            handle = self._handle(command, definition.name, definition)
+            handles.append(handle)
+            known = instance_id is None and records
+            records.append(self._like_before(command) if known else self._record(command, handle.instance_id))
+        if instance_ids is None:
+            self._hub.expect(each.instance_id for each in handles)
         for first in range(0, len(records), SENT_AT_ONCE):
             await self._send_records(records[first : first + SENT_AT_ONCE])
-        return [
-            Handle(self, command.subject or "", definition, command.id, definition.name)  # type: ignore[arg-type]
-            for command in commands
-        ]
+        return handles
+
+    def _like_before(self, command: WireEvent) -> OutRecord:
+        """Of a start that is like one that can be sent but for its ids, which were made here, and its data, which was
+        checked when it was encoded and sealed."""
+        headers, value = encode(command)
+        return OutRecord(self.topics.commands, (command.subject or "").encode(), value, headers)
 
     # -- one command -----------------------------------------------------------------------------------------------
     async def _start(
@@ -136,10 +147,15 @@ class Starting(Commanding):
         if options.reuse is not None:
             await self._send_and_hear(command, instance_id)
         else:
+            if options.instance_id is None:
+                self._hub.expect([instance_id])
             await self._send(command, instance_id)
             if options.on_conflict == "fail":
                 await self._answered(command)
-        return Handle(self, instance_id, workflow, command.id, name)  # type: ignore[arg-type]
+        return self._handle(command, name, workflow)
+
+    def _handle(self, command: WireEvent, name: str, workflow: Workflow[..., Any] | None) -> Handle[Any]:
+        return Handle(self, command.subject or "", workflow, command.id, name)  # type: ignore[arg-type]
 
     def _command(self, name: str, data: bytes | None, options: StartOptions) -> WireEvent:
         instance_id = options.instance_id or self._new_id(name)

@@ -3,7 +3,8 @@ partition's owner knows them a moment earlier, from its own commit. Both ways le
 waiter cannot tell them apart.
 
 Order matters: register, listen, then look into the database. An end that came before is found there, one that comes
-after is heard.
+after is heard. For an instance that was expected, under a new id and by a hub that listened already, nothing came
+before, and it is looked for only when its end is late.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -24,8 +26,7 @@ from romancy_stream.errors import BrokerUnavailableError, InstanceExistsError, S
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
-from romancy_stream.wire.codec import decode, header_bytes
-from romancy_stream.wire.event import Topics, WireEvent
+from romancy_stream.wire.event import Topics
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,12 @@ LOOK_AGAIN_S: Final = (0.1, 5.0)
 """First and longest pause while the database or the broker is away."""
 LOOKED_FOR_AT_ONCE: Final = 1_000
 """Ids in one question to the database: one round trip, and an answer of some 500 KB."""
+EXPECTED_LIMIT: Final = 20_000
+"""Instances whose ends must come by although nobody waits for them yet: some 5 MB of ids. Who waits for one that was
+forgotten over others asks the database at once."""
+LATE_AFTER_S: Final = 3.0
+"""When an end that should have been heard is looked for all the same, at the latest after as long again: it may be lost
+with a log that was cut, or the broker is away and the database is not. Most workflows of a burst have ended by then."""
 
 
 INSTANCE_EXISTS: Final = "instance_exists"
@@ -41,8 +48,8 @@ INSTANCE_EXISTS: Final = "instance_exists"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`kind`: "started", "completed", "failed", "cancelled" or "rejected". `payload` is raw JSON: the output, the
-    error, `{"reason": ...}`, or `{"reason", "message", "errors"}`."""
+    """`kind`: "started", "completed", "failed", "cancelled" or "rejected". `payload` is raw JSON: None, the
+    output, the error, `{"reason": ...}`, or `{"reason", "message", "errors"}`."""
 
     kind: str
     payload: bytes | None
@@ -82,6 +89,9 @@ class ResultHub:
         self._waiters: dict[str, list[_Waiter]] = {}
         self._questions: dict[str, _Question] = {}  # by the command's id
         self._asked: dict[str, int] = {}  # how many questions there are about an instance
+        self._expected: OrderedDict[str, None] = OrderedDict()  # nothing but a start has come by since `expect`
+        self._late: dict[str, float] = {}  # waited for, not looked for yet: from when on, by the loop's clock
+        self._late_timer: asyncio.TimerHandle | None = None
         self._tail: Tail = broker.tail([topics.events], self._on_records)
         self._listening: asyncio.Task[None] | None = None
         self._rechecks: set[asyncio.Task[None]] = set()
@@ -89,6 +99,8 @@ class ResultHub:
         self._looking: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
+        if self._late_timer is not None:
+            self._late_timer.cancel()
         ending = [*self._rechecks, *([self._looking] if self._looking is not None else [])]
         for task in ending:
             task.cancel()
@@ -146,7 +158,16 @@ class ResultHub:
             if data is not None and not question.future.done():
                 question.future.set_result(data)
 
-    async def wait(
+    def expect(self, instance_ids: Iterable[str]) -> None:
+        """Of starts that are about to be sent, under ids that nobody has had before."""
+        listens = self._is_listening()
+        for instance_id in instance_ids:
+            if listens or self._is_local(instance_id):
+                self._expected[instance_id] = None
+        while len(self._expected) > EXPECTED_LIMIT:
+            self._expected.popitem(last=False)
+
+    def wait(
         self,
         instance_id: str,
         *,
@@ -155,24 +176,39 @@ class ResultHub:
         workflow: str | None = None,
         timeout_s: float | None = None,
         poll_interval_s: float | None = None,
-    ) -> Outcome:
+    ) -> Coroutine[Any, Any, Outcome]:
         """The end of an instance, or with `started` its beginning. TimeoutError; InstanceExistsError where it is one of
         another workflow."""
+        waiting = self._wait(instance_id, command_id, started, workflow, poll_interval_s)
+        return waiting if timeout_s is None else _within(timeout_s, waiting)
+
+    async def _wait(
+        self,
+        instance_id: str,
+        command_id: str | None,
+        started: bool,
+        workflow: str | None,
+        poll_interval_s: float | None,
+    ) -> Outcome:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), command_id, started, workflow)
         self._waiters.setdefault(instance_id, []).append(waiter)
         try:
-            async with contextlib.nullcontext() if timeout_s is None else asyncio.timeout(timeout_s):
-                if poll_interval_s is not None:
-                    return await self._poll(instance_id, waiter, poll_interval_s)
-                if not self._is_local(instance_id):
-                    await self._listen()
+            if poll_interval_s is not None:
+                return await self._poll(instance_id, waiter, poll_interval_s)
+            if not self._is_listening() and not self._is_local(instance_id):
+                await self._listen()
+            if instance_id in self._expected and not started:
+                del self._expected[instance_id]  # who gives up and comes back asks at once
+                self._look_if_late(instance_id)
+            else:
                 self._look_soon(instance_id)
-                return await waiter.future
+            return await waiter.future
         finally:
             waiters = self._waiters[instance_id]
             waiters.remove(waiter)
             if not waiters:
                 del self._waiters[instance_id]
+                self._late.pop(instance_id, None)
 
     async def _poll(self, instance_id: str, waiter: _Waiter, interval_s: float) -> Outcome:
         """For clients that may not read `events`."""
@@ -184,31 +220,17 @@ class ResultHub:
     # -- hearing -------------------------------------------------------------------------------------------------
     def on_commit(self, commit: Commit) -> None:
         """A commit of this process's processor, durable."""
-        if not self._waiters and not self._asked:
-            return
-        for row in commit.outbox:
-            if row.topic == self._topics.events and self._concerns(row.key, row.headers, str):
-                headers = header_bytes(row.headers)
-                self._hear(Record(row.topic, row.part, row.position, row.key.encode(), row.value, headers, 0))
+        if self._waiters or self._asked or self._expected:
+            for row in commit.outbox:
+                if row.topic == self._topics.events and self._concerns(row.key):
+                    self._hear(row.key, dict(row.headers), row.value)
 
-    def _concerns(self, key: str, headers: Sequence[tuple[str, object]], written: Callable[[str], str | bytes]) -> bool:
-        """Whether somebody waits for a message of this key. Most wait for ends alone: to decode the beginnings too
-        would cost as much again. `written`: how the headers have their values."""
-        if key in self._asked:
-            return True
-        waiters = self._waiters.get(key)
-        if waiters is None:
-            return False
-        if ("ce_type", written(w.STARTED)) not in headers:
-            return True
-        return any(
-            waiter.started
-            or (waiter.workflow is not None and ("ce_" + w.X_WORKFLOW, written(waiter.workflow)) not in headers)
-            for waiter in waiters
-        )
+    def _concerns(self, instance_id: str) -> bool:
+        return instance_id in self._waiters or instance_id in self._asked or instance_id in self._expected
 
     def on_ownership(self) -> None:
         """Partitions came or went: what was local may not be so any more."""
+        self._expected.clear()
         if any(not self._is_local(instance_id) for instance_id in (*self._waiters, *self._asked)):
             self._recheck_soon()
 
@@ -239,15 +261,19 @@ class ResultHub:
                     waiter.future.set_exception(error)
 
     async def _listen(self) -> None:
+        if self._is_listening():
+            return
         if self._listening is None:
             self._listening = asyncio.create_task(self._start_tail(), name="romancy-results-tail")
-        elif self._listening.done() and not self._listening.cancelled() and self._listening.exception() is None:
-            return
         try:
             await asyncio.shield(self._listening)
         except Exception:
             self._listening = None  # the next waiter tries again
             raise
+
+    def _is_listening(self) -> bool:
+        task = self._listening
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
 
     async def _start_tail(self) -> None:
         """As long as it takes: who waits for a result for a minute can wait for the broker too."""
@@ -261,33 +287,32 @@ class ResultHub:
             pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
 
     async def _on_records(self, records: Sequence[Record]) -> None:
-        if self._waiters or self._asked:
+        if self._waiters or self._asked or self._expected:
             for record in records:
-                if record.key is not None:
-                    key = record.key.decode("utf-8", "replace")
-                    if self._concerns(key, record.headers, str.encode):
-                        self._hear(record)
+                instance_id = "" if record.key is None else record.key.decode("utf-8", "replace")
+                if self._concerns(instance_id):
+                    heard = [(name, raw) for name, raw in record.headers if name in _HEARD and raw is not None]
+                    about = {name: raw.decode("utf-8", "replace") for name, raw in heard}
+                    self._hear(instance_id, about, record.value)
 
-    def _hear(self, record: Record) -> None:
-        event = decode(record)
-        if not isinstance(event, WireEvent):
+    def _hear(self, instance_id: str, about: Mapping[str, str], data: bytes | None) -> None:
+        """A message as the engine writes it. To decode it as if it were anybody's would take three times as long."""
+        event_type = about.get(_TYPE)
+        if event_type != w.STARTED:
+            self._expected.pop(instance_id, None)
+        if event_type is None:
             self._recheck_soon()  # whatever it says, the database says it too
-            return
-        if event.type == w.ANSWERED:
-            self._answered(event)
-            return
-        if event.subject not in self._waiters:
-            return
-        kind = _KINDS.get(event.type)
-        if kind is not None:
-            outcome = Outcome(kind, _payload(kind, event.data))
-            workflow = event.extensions.get(w.X_WORKFLOW, "")
-            self._tell(event.subject, outcome, event.extensions.get(w.X_CAUSATION), workflow)
+        elif event_type == w.ANSWERED:
+            self._answered(instance_id, about.get(_CAUSATION, ""), data)
+        elif event_type in _KINDS and instance_id in self._waiters:
+            kind = _KINDS[event_type]
+            outcome = Outcome(kind, _payload(kind, data))
+            self._tell(instance_id, outcome, about.get(_CAUSATION), about.get(_WORKFLOW, ""))
 
-    def _answered(self, event: WireEvent) -> None:
-        question = self._questions.get(event.extensions.get(w.X_CAUSATION, ""))
-        if question is not None and question.instance_id == event.subject and not question.future.done():
-            question.future.set_result(event.data or b"null")
+    def _answered(self, instance_id: str, command_id: str, data: bytes | None) -> None:
+        question = self._questions.get(command_id)
+        if question is not None and question.instance_id == instance_id and not question.future.done():
+            question.future.set_result(data or b"null")
 
     def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None, workflow: str) -> None:
         for waiter in self._waiters.get(instance_id, ()):
@@ -309,6 +334,20 @@ class ResultHub:
         self._to_look_for[instance_id] = None
         if self._looking is None:
             self._looking = asyncio.create_task(self._look_for_all(), name="romancy-results-look")
+
+    def _look_if_late(self, instance_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._late[instance_id] = loop.time() + LATE_AFTER_S
+        if self._late_timer is None:
+            self._late_timer = loop.call_later(LATE_AFTER_S, self._look_for_late)
+
+    def _look_for_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for instance_id in [each for each, due_s in self._late.items() if due_s <= now_s]:
+            del self._late[instance_id]
+            self._look_soon(instance_id)
+        self._late_timer = loop.call_later(LATE_AFTER_S, self._look_for_late) if self._late else None
 
     async def _look_for_all(self) -> None:
         ids: list[str] = []
@@ -341,9 +380,14 @@ class ResultHub:
             self._tell(rejection.instance_id, rejected(rejection), rejection.event_id, rejection.workflow)
 
 
+async def _within(timeout_s: float, waiting: Coroutine[Any, Any, Outcome]) -> Outcome:
+    async with asyncio.timeout(timeout_s):
+        return await waiting
+
+
 def outcome_of(row: InstanceRow) -> Outcome:
     if row.finished_us is None:
-        return Outcome("started", row.input)
+        return Outcome("started", None)
     return Outcome(row.status, row.output if row.status == COMPLETED else row.error)
 
 
@@ -356,6 +400,10 @@ def _reason(outcome: Outcome) -> object:
     return orjson.loads(outcome.payload or b"{}").get("reason")
 
 
+_TYPE: Final = "ce_type"
+_WORKFLOW: Final = "ce_" + w.X_WORKFLOW
+_CAUSATION: Final = "ce_" + w.X_CAUSATION
+_HEARD: Final = frozenset({_TYPE, _WORKFLOW, _CAUSATION})
 _KINDS = {
     w.STARTED: "started",
     w.COMPLETED: COMPLETED,
@@ -363,11 +411,13 @@ _KINDS = {
     w.CANCELLED: "cancelled",
     w.REJECTED: "rejected",
 }
-_WRAPPERS = {"started": b'{"input":', COMPLETED: b'{"output":', FAILED: b'{"error":'}
+_WRAPPERS = {COMPLETED: b'{"output":', FAILED: b'{"error":'}
 
 
 def _payload(kind: str, data: bytes | None) -> bytes | None:
     """The value inside the event's data, as it was written: parsing it would cost big numbers their value."""
+    if kind == "started":
+        return None
     wrapper = _WRAPPERS.get(kind)
     if wrapper is None or data is None:
         return data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -254,6 +254,9 @@ class WatchedHub(ResultHub):
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
+
+    def expect(self, instance_ids: Iterable[str]) -> None:
+        """Everybody looks: the clock stands still for so long."""
 
     async def wait(self, instance_id: str, *, timeout_s: float | None = None, **options: Any) -> Outcome:
         self._driver.check()
