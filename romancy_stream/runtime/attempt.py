@@ -222,13 +222,16 @@ class Attempt:
         """Raises CancelledError when the worker is `leaving`, and nothing else that is not a bug."""
         self._started_ns = time.perf_counter_ns()
         try:
-            result = await self._sealed(await self._call())
+            result = self._sealed(await self._call())
+            if self._blobs:
+                await self._keep_blobs()
         except BaseException as error:
             self._ended = True
             await self._discard()
             if isinstance(error, KeyboardInterrupt):
                 raise
-            await self._stop_beating(failed=not self._unwanted)
+            if self._heartbeats is not None:
+                await self._heartbeats.end(failed=not self._unwanted)
             if self.leaving:
                 raise asyncio.CancelledError from error
             if self._unwanted:
@@ -236,7 +239,8 @@ class Attempt:
             self.error = _explained(error)
             return await self._failed(self.error)
         self._ended = True
-        await self._stop_beating(failed=False)
+        if self._heartbeats is not None:
+            await self._heartbeats.end(failed=False)
         return await self._succeeded(result)
 
     def forget_error(self) -> None:
@@ -254,16 +258,12 @@ class Attempt:
                 error.__traceback__ = None
                 errors += [error.__cause__, error.__context__]
 
-    async def _stop_beating(self, *, failed: bool) -> None:
-        if self._heartbeats is not None:
-            await self._heartbeats.end(failed=failed)
-
     async def _call(self) -> bytes:
         task, activity = self.task, self._activity
         ctx = ActivityContext(self.info, self)
         deadline = self._deadline = Deadline(task.timeout_s)
         try:
-            args = await self._opened(task.args)
+            args = await self._opened(task.args) if is_sealed(task.args) else task.args
             if activity.is_async:  # that of a plain function begins when it has a thread
                 deadline.begin()
             if task.heartbeat_timeout_s is not None:
@@ -283,23 +283,20 @@ class Attempt:
 
     # -- payloads that are sealed ----------------------------------------------------------------------------------
     async def _opened(self, args: bytes) -> bytes:
-        if not is_sealed(args):
-            return args
         try:
             return await self._patiently(lambda: self._bench.sealer.open(args))
         except PayloadError as error:
             # Another worker may have the key, and this one have it soon: no time to lose attempts quickly.
             raise RetryLaterError(UNREADABLE_PAUSE_S, f"the arguments cannot be read: {error}") from error
 
-    async def _sealed(self, result: bytes) -> bytes:
-        """What it refers to, and what messages of the attempt refer to, is kept when this returns."""
-        sealer, what = self._bench.sealer, f"activity {self.task.name!r}, result"
-        sealed = sealer.sealing.seal(result, what, self._blobs)
-        if self._blobs:
-            # A transaction holds locks, and is done again without harm. What leaves no other trace is not done twice.
-            limit_s = VAULT_PATIENCE_S if self._transaction.is_open else None
-            await self._patiently(lambda: sealer.vault.put(self._blobs), limit_s)
-        return sealed
+    def _sealed(self, result: bytes) -> bytes:
+        return self._bench.sealer.sealing.seal(result, f"activity {self.task.name!r}, result", self._blobs)
+
+    async def _keep_blobs(self) -> None:
+        """Those that the result refers to, and the messages of the attempt."""
+        # A transaction holds locks, and is done again without harm. What leaves no other trace is not done twice.
+        limit_s = VAULT_PATIENCE_S if self._transaction.is_open else None
+        await self._patiently(lambda: self._bench.sealer.vault.put(self._blobs), limit_s)
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]], limit_s: float | None = None) -> T:
         """As long as the vault is away, or for `limit_s`: StoreUnavailableError."""

@@ -144,7 +144,7 @@ class ActivityWorker:
         )
         topics, limits = self._messages.topics, limits or {}
         self._queues = [
-            TaskQueue(broker, topics, queue, limits.get(queue, UNLIMITED), self._lost)
+            TaskQueue(broker, topics, partitions, queue, limits.get(queue, UNLIMITED), self._lost)
             for queue in dict.fromkeys(queues)
         ]
         self._by_name = {queue.name: queue for queue in self._queues}
@@ -445,7 +445,8 @@ class ActivityWorker:
         return found
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="romancy-attempt")
+        # Not asyncio.create_task, which in Python 3.11 makes another name first.
+        task = asyncio.get_running_loop().create_task(work, name="romancy-attempt")
         self._waiting.add(task)
         task.add_done_callback(self._ended)
 
