@@ -22,8 +22,10 @@ AHEAD_S: Final = 0.25
 ones do not wait for a free slot to be seen, long ones go to whichever worker is free."""
 AHEAD_LIMIT: Final = 2_000
 """Of them: what a crash would have dispatched again."""
+UNSHARED_S: Final = 2.0
+"""As AHEAD_S, while no other process reads the queues: one that joins needs longer than that to get its share."""
 ALONE_LIMIT: Final = 10_000
-"""Tasks that a worker takes ahead where no other process could have them. Some 20 MB."""
+"""Tasks that a worker takes ahead where no other process has any, or could have. Some 20 MB."""
 
 
 class Engine(Protocol):
@@ -50,10 +52,10 @@ class Eager:
         queues = {queue.name for queue in worker.queues if queue.takes_ahead}
         if self._alone:
             return EagerRoom(self.incarnation, queues, free + ALONE_LIMIT)
-        spare_s = worker.pace.spare_s(AHEAD_S, [queue.names for queue in worker.queues])
-        return EagerRoom(
-            self.incarnation, queues, free, min(AHEAD_LIMIT, free + AHEAD_LIMIT), spare_s, worker.pace.expected_s
-        )
+        shared = any(queue.is_shared for queue in worker.queues)
+        within_s, limit = (AHEAD_S, AHEAD_LIMIT) if shared else (UNSHARED_S, ALONE_LIMIT)
+        spare_s = worker.pace.spare_s(within_s, [queue.names for queue in worker.queues])
+        return EagerRoom(self.incarnation, queues, free, min(limit, free + limit), spare_s, worker.pace.expected_s)
 
     def run(self, tasks: Sequence[EagerTask]) -> None:
         for each in tasks:

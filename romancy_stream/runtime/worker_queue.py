@@ -50,6 +50,7 @@ class TaskQueue:
         self,
         broker: Broker,
         topics: Topics,
+        partitions: int,
         name: str,
         options: QueueOptions,
         lost: Callable[[Sequence[Progress]], Awaitable[None]],
@@ -62,6 +63,7 @@ class TaskQueue:
         self.wake: asyncio.TimerHandle | None = None  # when its rate allows another start
         self._broker = broker
         self._topics = topics
+        self._partitions = partitions
         self._lost = lost
         self._source: TaskSource | None = None
         self._heap: list[tuple[int, int, Waiting]] = []
@@ -90,6 +92,11 @@ class TaskQueue:
         """For so many more from the broker, where nobody else gets those of our partitions: however many this process
         has for itself."""
         return max(0, LOOK_AHEAD - self._fetched) if self._bytes < LOOK_AHEAD_BYTES else 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes read some of its partitions, or will when a rebalance is over."""
+        return len(self.progress) < self._partitions
 
     @property
     def takes_ahead(self) -> bool:

@@ -230,3 +230,21 @@ async def test_what_is_under_way_stays_where_it_is_when_its_partition_goes(tmp_p
             for instance_id in ids:
                 assert await app.handle(instance_id, flow).result(timeout=PATIENCE_S) == instance_id
         assert sorted(begun) == ids
+
+
+@pytest.mark.kafka
+async def test_a_worker_knows_whether_others_read_its_queues(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """As long as nobody does, the engine of its process keeps more tasks from the broker."""
+    name = f"eager-{uuid4().hex[:8]}"
+    app, other = (program(tmp_path, name, broker=f"kafka://{kafka_bootstrap}") for _ in range(2))
+
+    def shared(app: App) -> bool:
+        assert app._node is not None
+        assert app._node.worker is not None
+        return any(queue.is_shared for queue in app._node.worker.queues)
+
+    async with app:
+        await eventually(lambda: not shared(app), PATIENCE_S)
+        async with other:
+            await eventually(lambda: shared(app) and shared(other), PATIENCE_S)
+        await eventually(lambda: not shared(app), PATIENCE_S)
