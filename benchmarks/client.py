@@ -24,7 +24,7 @@ from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
 from benchmarks.reading import Reading
 from benchmarks.settings import ANSWER_LIMIT_S, STARTS_AT_ONCE
-from romancy_stream.cli.worker import calm_collector
+from romancy_stream.cli.collector import calm_collector
 from romancy_stream.client import BaseClient
 from romancy_stream.handle import Handle
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib.util
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from romancy_stream.cli import output, setup
+from romancy_stream.cli.collector import calm_collector, watch_memory
 from romancy_stream.cli.running import described, opened_store
 from romancy_stream.cli.target import Target
 from romancy_stream.cli.throttle import Throttle
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 UVLOOP_BELOW: Final = (3, 14)
 """uvloop is used by itself where our tests ran with it; `--loop uvloop` asks for it elsewhere."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-GC_THRESHOLDS: Final = (200_000, 10, 10)
-"""Of Python's cycle collector, per generation. A live workflow is some 50 objects and a batch is 150,000, which its
-usual settings walk again and again, for a third of the engine's time. What the engine drops needs no collector, so
-this one is for what the user's code and libraries leave in cycles: 200,000 objects are about 40 MB."""
 
 log = logging.getLogger("romancy_stream.worker")
 
@@ -100,13 +96,6 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def calm_collector() -> None:
-    """For a process that is a worker and little else: see GC_THRESHOLDS."""
-    gc.collect()
-    gc.freeze()  # modules and classes: they stay
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
 def _loop_factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     usable = sys.version_info < UVLOOP_BELOW and importlib.util.find_spec("uvloop") is not None
     if wanted == "asyncio" or (wanted == "auto" and not usable):
@@ -134,6 +123,7 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
+        watch_memory(loop)
         async with contextlib.AsyncExitStack() as leaving:
             self._starting = asyncio.create_task(self._start(leaving))
             try:
