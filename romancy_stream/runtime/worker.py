@@ -425,7 +425,7 @@ class ActivityWorker:
         """For so many attempts that can be started, and whose results can be sent."""
         if self._stopping or not self._sender.ready.is_set():
             return 0
-        unreported = len(self._waiting) + len(self._sender.unanswered) - self._executing
+        unreported = len(self._waiting) + self._sender.unreported - self._executing
         return min(self._concurrency - self._executing, UNREPORTED_LIMIT - unreported)
 
     def _next_queue(self) -> TaskQueue | None:

@@ -180,6 +180,7 @@ class Messages:
         self.worker_id = worker_id
         self.incarnation = incarnation
         self._source = f"/romancy/{namespace}"
+        self._results = self.topics.results
         self._reports = 0
 
     def part_of(self, instance_id: str) -> int:
@@ -244,7 +245,7 @@ class Messages:
         """The message for whoever owns the instance's partition."""
         assert result.subject is not None
         headers, value = encode_text(result)
-        return Message(self.topics.results, result.subject, headers, value, self.part_of(result.subject))
+        return Message(self._results, result.subject, headers, value, self.part_of(result.subject))
 
     # -- events --------------------------------------------------------------------------------------------------
     def published(self, task: Task, n: int, publication: Publication, now_us: int) -> Message:

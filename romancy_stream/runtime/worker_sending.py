@@ -40,9 +40,15 @@ class Sender:
         self._stuck = 0
         self._cannot_delete = False  # has been logged
         self._posted: list[tuple[Message, Callable[[asyncio.Future[int]], None]]] = []
-        self.unanswered: set[asyncio.Future[int]] = set()  # the broker has them
+        self._unsent = 0  # of those that were posted, until the broker takes them
+        self.unanswered: set[asyncio.Future[int]] = set()  # and from then on
         self._hangs: asyncio.Future[None] | None = None
         self.sent_rows: dict[tuple[str, int], None] = {}  # acknowledged, and still in the database
+
+    @property
+    def unreported(self) -> int:
+        """Messages that were posted, and that the broker has not answered for."""
+        return self._unsent + len(self.unanswered)
 
     # -- results ---------------------------------------------------------------------------------------------------
     async def post(self, message: Message, answered: Callable[[asyncio.Future[int]], None]) -> None:
@@ -50,6 +56,7 @@ class Sender:
         broker takes them all, the others return at once. `answered` gets what the broker says of the message; it is
         cancelled when the first is, or whoever finds it in `unanswered` cancels it. Raises nothing."""
         self._posted.append((message, answered))
+        self._unsent += 1
         if len(self._posted) > 1:
             return
         posted = self._posted
@@ -61,6 +68,8 @@ class Sender:
             answers = await self._broker.send(records([message for message, _ in posted]))
         except (BrokerUnavailableError, asyncio.CancelledError) as error:
             answers = [_answer(error) for _ in posted]
+        finally:
+            self._unsent -= len(posted)
         for answer, (_, answered) in zip(answers, posted, strict=True):
             self.unanswered.add(answer)
             answer.add_done_callback(self.unanswered.discard)

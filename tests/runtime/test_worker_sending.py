@@ -10,6 +10,7 @@ import pytest
 
 from romancy_stream import activity
 from romancy_stream.errors import BrokerUnavailableError
+from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
 from romancy_stream.wire.record import OutRecord
 from tests.runtime.worker_kit import Bench
@@ -135,3 +136,26 @@ async def test_a_task_that_somebody_cancelled_after_its_end_fails_the_worker(
     await sqlite_bench.request("wild")
     with pytest.raises(RuntimeError, match="somebody cancelled the task of an attempt"):
         await running
+
+
+async def test_results_that_the_broker_has_no_room_for_have_their_limit(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "UNREPORTED_LIMIT", 10)
+    letters, room = Letters(sqlite_bench), asyncio.Event()
+
+    async def full(records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
+        await room.wait()
+        return await letters.send(records)
+
+    for n in range(100):
+        await sqlite_bench.request("double", n, instance=f"i{n}", partition=0)
+    monkeypatch.setattr(sqlite_bench.broker, "send", full)
+    worker = await sqlite_bench.worker(double, concurrency=5)
+    await eventually(lambda: worker.statistics().running >= 10)
+    for _ in range(100):
+        await asyncio.sleep(0)  # whatever it could start, it has started
+    assert worker.statistics().running < 10 + 5
+    letters.holding = False
+    room.set()
+    await sqlite_bench.results_of(100)
