@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from romancy_stream.broker.port import Broker
+from romancy_stream.broker.port import BatchSource, Broker
 from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
@@ -24,7 +24,7 @@ from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.sweeper import Sweeper
 from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.runtime.worker_eager import Eager
-from romancy_stream.store.database import finished
+from romancy_stream.store.database import finished, first_done
 from romancy_stream.store.port import Store
 from romancy_stream.wire.event import Topics
 
@@ -138,21 +138,32 @@ class EngineService:
         try:
             await _first_failure([running, *others, relay.failure])
         finally:
-            processor.leave()
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await source.stop()
-            await asyncio.gather(running, return_exceptions=True)
-            try:
-                await processor.close()
-            finally:
-                self._relay = None
-                await relay.close()
-                self.core.drop(self.core.owned)
-                if self._eager is not None:
-                    self._eager.engine = None
-                processor.hand_on()
+            # Also where the process begins to leave while a membership that failed is being ended.
+            await _to_its_end(self._leave(processor, source, running, others, relay))
+
+    async def _leave(
+        self,
+        processor: Processor,
+        source: BatchSource,
+        running: asyncio.Task[None],
+        others: Sequence[asyncio.Task[None]],
+        relay: Relay,
+    ) -> None:
+        processor.leave()
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await source.stop()
+        await asyncio.gather(running, return_exceptions=True)
+        try:
+            await processor.close()
+        finally:
+            self._relay = None
+            await relay.close()
+            self.core.drop(self.core.owned)
+            if self._eager is not None:
+                self._eager.engine = None
+            processor.hand_on()
 
     def _committed(self, commit: Commit) -> None:
         self._progress = True
@@ -181,6 +192,20 @@ class EngineService:
                 log.warning("still away: %s", error)
                 pause_s = min(2 * pause_s, BACKOFF_S[1])
                 await asyncio.sleep(pause_s)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """However often its caller is cancelled meanwhile. `work` ends by itself."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await first_done([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _first_failure(futures: Sequence[asyncio.Future[Any]]) -> None:

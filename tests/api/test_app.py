@@ -67,8 +67,9 @@ async def test_nobody_is_told_of_an_error_that_comes_after_the_caller_has_gone(
         sent: list[asyncio.Future[int]] = []
 
         async def send(records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
-            sent.extend(asyncio.get_running_loop().create_future() for _ in records)
-            return list(sent)
+            answers: list[asyncio.Future[int]] = [asyncio.get_running_loop().create_future() for _ in records]
+            sent.extend(answers)
+            return answers
 
         with monkeypatch.context() as slow:  # as where it takes a broker long to acknowledge
             slow.setattr(app._broker, "send", send)
