@@ -7,49 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
+import mmap
+from pathlib import Path
 from typing import Final
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
 
 THRESHOLDS: Final = (1_000_000, 10, 10)
 """Of objects, per generation: those of a burst of some thousand workflows have gone before. Some 200 MB."""
 BLIND_THRESHOLDS: Final = (200_000, 10, 10)
-"""Where memory cannot be watched."""
+"""Where memory cannot be watched: not on Linux."""
 GROWTH: Final = 1.25
 GROWTH_BYTES: Final = 64 * 2**20
 """By both, and the collector comes; a process that needs more for good is not walked through for every bit of it."""
 LOOK_EVERY_S: Final = 1.0
 
+_STATM: Final = Path("/proc/self/statm")
+
 
 def calm_collector() -> None:
     gc.collect()
     gc.freeze()  # modules and classes: they stay
-    gc.set_threshold(*(BLIND_THRESHOLDS if resource is None else THRESHOLDS))
+    gc.set_threshold(*(THRESHOLDS if _STATM.exists() else BLIND_THRESHOLDS))
 
 
 def watch_memory(loop: asyncio.AbstractEventLoop) -> None:
     """For as long as the loop runs."""
-    if resource is not None:
-        _look_later(loop, _most_bytes())
+    if _STATM.exists():
+        _look_later(loop, _resident_bytes())
 
 
 def _look_later(loop: asyncio.AbstractEventLoop, known_bytes: int) -> None:
     def look() -> None:
-        most = _most_bytes()
-        if most < max(known_bytes * GROWTH, known_bytes + GROWTH_BYTES):
-            _look_later(loop, known_bytes)
-        else:
+        now_bytes = _resident_bytes()
+        if now_bytes > max(known_bytes * GROWTH, known_bytes + GROWTH_BYTES):
             gc.collect()
-            _look_later(loop, most)
+            _look_later(loop, _resident_bytes())
+        else:
+            _look_later(loop, min(known_bytes, now_bytes))
 
     loop.call_later(LOOK_EVERY_S, look)
 
 
-def _most_bytes() -> int:
-    """What this process has had at most."""
-    most: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+def _resident_bytes() -> int:
+    return int(_STATM.read_text().split()[1]) * mmap.PAGESIZE

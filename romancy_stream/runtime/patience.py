@@ -55,6 +55,9 @@ class Patience:
         call = asyncio.ensure_future(work)
         call.add_done_callback(seen)
         await first_done([call, self._given_up], CALL_LIMIT_S)
-        if not call.done():
-            raise StoreUnavailableError(f"{whom} does not answer")
-        return call.result()
+        try:
+            if not call.done():
+                raise StoreUnavailableError(f"{whom} does not answer")
+            return call.result()
+        finally:
+            del call  # it has the error that has this frame

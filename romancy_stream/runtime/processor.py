@@ -102,6 +102,7 @@ class Processor:
         self._timers_changed = asyncio.Event()
         self._turns = Turns(self._timers_changed.set)
         self._hints: dict[TP, int] = {}
+        self._hinting: asyncio.Task[None] | None = None
         self._next_hint_s = 0.0
         self._keeps_looking = True
         self._suspects = Suspects(store)
@@ -159,6 +160,7 @@ class Processor:
             if self._local is not None:
                 await self._local.leave(parts)
             await self._tidy(parts)
+            await self._hint_at_last()
             self._forget(parts)
         self.hand_on()
         self._on_ownership(self.core.owned)
@@ -241,8 +243,7 @@ class Processor:
                 return
             await self._look()
             if self._hints and time.monotonic() >= self._next_hint_s:
-                self._next_hint_s = time.monotonic() + HINT_EVERY_S
-                await self._hint()
+                self._hint_soon()
 
     async def _look(self) -> None:
         async with self._turns:
@@ -257,11 +258,26 @@ class Processor:
             elif self._relay.has_news:
                 await self._portion([])
 
-    async def _hint(self) -> None:
-        """Tells lag tools, and the embedded log's retention, how far the database is."""
-        hints, self._hints = self._hints, {}
+    def _hint_soon(self) -> None:
+        """Tells lag tools, and the embedded log's retention, how far the database is. Nobody waits for it."""
+        if self._hinting is None or self._hinting.done():
+            hints, self._hints = self._hints, {}
+            self._hinting = asyncio.create_task(self._hint(hints), name="romancy-hint")
+            self._hinting.add_done_callback(seen)
+        self._next_hint_s = time.monotonic() + HINT_EVERY_S
+
+    async def _hint(self, hints: Mapping[TP, int]) -> None:
         if hints and self.source is not None:
             await self.source.commit_hint(hints)
+
+    async def _hint_at_last(self) -> None:
+        """Else what was done within the last second would look undone until something else happens."""
+        for _ in range(2):  # one that is under way, and the last
+            if self._hinting is not None:
+                await first_done([self._hinting], SETTLE_S)
+            if not self._hints:
+                return
+            self._hint_soon()
 
     async def _until_something_is_due(self) -> None:
         if self._turns.are_over or not self._keeps_looking or self._results.waits(self.core.owned):
@@ -401,6 +417,8 @@ class Processor:
         """After `leave`."""
         async with self._turns.lock:
             await self._drain()
+        if self._hinting is not None:
+            self._hinting.cancel()
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:
         now_us = self._clock.now_us()

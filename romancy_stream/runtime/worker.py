@@ -240,6 +240,8 @@ class ActivityWorker:
             for each in under_way:
                 each.cancel()
             await asyncio.wait(under_way | self._leftovers, timeout=CANCEL_AGAIN_S)
+        for running in list(self._running.values()):  # of tasks that were cancelled before they began
+            self._reported(running, None)
 
     def statistics(self) -> WorkerStatistics:
         counts = self._counts

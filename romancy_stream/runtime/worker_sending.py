@@ -149,7 +149,7 @@ class Sender:
 def _answer(error: BrokerUnavailableError | asyncio.CancelledError) -> asyncio.Future[int]:
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     if isinstance(error, BrokerUnavailableError):
-        answer.set_exception(error)
+        answer.set_exception(error.with_traceback(None))  # whose frames have all these answers
     else:
         answer.cancel()
     return answer

@@ -164,8 +164,12 @@ class Database:
     async def writing(self, doing: str) -> AsyncIterator[AsyncConnection]:
         """One transaction of the engine's own; committed when the block ends well."""
         with translating(doing):
-            async with self.writer.begin() as connection:
-                yield connection
+            if self.dialect == POSTGRESQL:
+                async with self.raw(doing) as (connection, _), connection.begin():
+                    yield connection
+            else:
+                async with self.writer.begin() as connection:
+                    yield connection
 
     @contextlib.asynccontextmanager
     async def maintaining(self, doing: str, *, each_alone: bool = False) -> AsyncIterator[AsyncConnection]:
@@ -195,7 +199,7 @@ class Database:
         except BaseException:
             await checked_out.connection.close()
             raise
-        # To check one out and in costs as much of our time as a small commit: the last ones stay at hand.
+        # To check one out and in costs as much of our time as a small commit: it stays at hand for the next who asks.
         if checked_out.pool is self._writer and len(self._at_hand) < WRITER_POOL_SIZE:
             self._at_hand.append(checked_out)
         else:
@@ -255,9 +259,12 @@ async def finished(work: Coroutine[Any, Any, T] | asyncio.Future[T], limit_s: fl
     except asyncio.CancelledError:
         await first_done([task], CUT_OFF_S)
         raise
-    if not task.done():
-        raise StoreUnavailableError(f"the database did not answer within {limit_s:g} s")
-    return task.result()
+    try:
+        if not task.done():
+            raise StoreUnavailableError(f"the database did not answer within {limit_s:g} s")
+        return task.result()
+    finally:
+        del task, work  # they have the error that has this frame
 
 
 async def first_done(futures: Sequence[asyncio.Future[Any]], limit_s: float | None = None) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
-from romancy_stream import App
+from romancy_stream import App, WorkflowContext
 from romancy_stream.broker.embedded.batches import EmbeddedBatchSource
+from romancy_stream.runtime import processor
 from romancy_stream.runtime.sweeper import Sweeper
 from tests.support import eventually
 
@@ -40,3 +43,26 @@ async def test_leaving_while_a_membership_that_failed_is_ended(tmp_path: Path, m
         go_on.set()
         await leaving
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "romancy-source"]
+
+
+@pytest.mark.kafka
+async def test_what_is_done_has_no_lag(kafka_bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was done since offsets were last told."""
+    monkeypatch.setattr(processor, "HINT_EVERY_S", 3600.0)
+    name = f"leaving-{uuid4().hex[:8]}"
+    app = App(name, broker=f"kafka://{kafka_bootstrap}", database=f"sqlite:///{tmp_path / 'state.db'}", partitions=2)
+
+    @app.workflow
+    async def double(ctx: WorkflowContext, n: int) -> int:
+        return 2 * n
+
+    async with app:
+        for n in range(10):
+            assert await (await app.start(double, n)).result(timeout=60) == 2 * n
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(f"{name}.engine")
+    finally:
+        await admin.close()
+    assert sum(each.offset for each in offsets.values()) == 10

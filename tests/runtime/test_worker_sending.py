@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
 from romancy_stream import activity
+from romancy_stream.broker.port import Broker
 from romancy_stream.errors import BrokerUnavailableError
 from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
+from romancy_stream.runtime.worker_messages import Message
+from romancy_stream.runtime.worker_sending import Sender
+from romancy_stream.store.port import Store
 from romancy_stream.wire.record import OutRecord
 from tests.runtime.worker_kit import Bench
 from tests.support import eventually
@@ -159,3 +166,48 @@ async def test_results_that_the_broker_has_no_room_for_have_their_limit(
     letters.holding = False
     room.set()
     await sqlite_bench.results_of(100)
+
+
+async def test_a_result_that_fails_in_the_moment_in_which_the_worker_leaves(
+    sqlite_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would send it again is cancelled before it has begun."""
+    letters = Letters(sqlite_bench)
+    worker = await _held(sqlite_bench, letters, monkeypatch, 1)
+    cut_off = worker._cut_off
+
+    async def fails_before() -> None:
+        letters.answers["i0"].set_exception(BrokerUnavailableError("late"))
+        await asyncio.sleep(0)  # its callbacks run, and what they start does not yet
+        await cut_off()
+
+    monkeypatch.setattr(worker, "_cut_off", fails_before)
+    await sqlite_bench.stop(worker, drain_s=0.0)
+    assert (worker.statistics().running, worker.statistics().cut_off) == (0, 1)
+
+
+async def test_messages_that_the_broker_would_not_take_stand_in_no_circle() -> None:
+    class Away:
+        async def send(self, records: Sequence[OutRecord]) -> list[asyncio.Future[int]]:
+            raise BrokerUnavailableError("away")
+
+    class Held: ...
+
+    def posted() -> tuple[Callable[[asyncio.Future[int]], None], weakref.ref[Held]]:
+        held = Held()
+        return lambda answer: heard.append((answer.exception(), str(held))), weakref.ref(held)
+
+    heard: list[object] = []
+    sender = Sender(cast(Broker, Away()), cast(Store, None))
+    gc.collect()
+    gc.disable()
+    try:
+        answered, held = posted()
+        await sender.post(Message("t", "k", (), b"", 0), answered)
+        del answered
+        await eventually(lambda: heard)
+        heard.clear()
+        await asyncio.sleep(0)
+        assert held() is None
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ import importlib.util
 import sqlite3
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from sqlalchemy import text
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import ConfigurationError
-from romancy_stream.store.database import Database, async_url
+from romancy_stream.store.database import WRITER_POOL_OVERFLOW, WRITER_POOL_SIZE, Database, async_url
 from romancy_stream.store.port import Store
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.sqlite_thread import SqliteThread
@@ -197,6 +198,60 @@ async def test_a_thread_that_is_closed_beside_calls_and_other_closes_can_be_used
     await thread.close()
     await database.close()
     await eventually(lambda: not [each for each in threading.enumerate() if each.name.startswith("test-thread")])
+
+
+async def test_what_a_call_that_failed_had_in_hand_is_gone(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
+    await database.open()
+    thread = SqliteThread(database, "test-thread")
+
+    class Held: ...
+
+    async def fail() -> weakref.ref[Held]:
+        held = Held()
+
+        def work(_: sqlite3.Connection) -> None:
+            raise ValueError(str(held))
+
+        with pytest.raises(ValueError, match="Held"):
+            await thread.run(work)
+        return weakref.ref(held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        held = await fail()
+        await thread.run(lambda connection: connection.execute("SELECT 1").fetchone())
+        assert held() is None
+    finally:
+        gc.enable()
+        await thread.close()
+        await database.close()
+
+
+@pytest.mark.postgres
+async def test_connections_at_hand_are_there_for_all_who_write(
+    postgres_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy_stream.store.database.POOL_TIMEOUT_S", 2)
+    database = Database(postgres_db)
+    await database.open()
+    everybody = asyncio.Barrier(WRITER_POOL_SIZE + WRITER_POOL_OVERFLOW)
+
+    async def read() -> None:
+        async with database.raw("read") as (_, driver):
+            await driver.fetchval("SELECT pg_sleep(0.05)")
+
+    async def write() -> None:
+        async with database.writing("write") as connection:
+            await connection.execute(text("SELECT 1"))
+            await everybody.wait()
+
+    try:
+        await asyncio.gather(*(read() for _ in range(WRITER_POOL_SIZE)))
+        await asyncio.gather(*(write() for _ in range(everybody.parties)))
+    finally:
+        await database.close()
 
 
 async def test_a_connection_that_comes_back_after_the_end_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

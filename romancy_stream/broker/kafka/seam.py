@@ -125,7 +125,8 @@ class BatchConsumer(driver.Consumer):
             self._put_back([tp])
 
     async def commit_hint(self, offsets: Mapping[TP, int]) -> None:
-        hints = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in self._next}
+        ours = self._aio.assignment()  # those that are being revoked, too
+        hints = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in ours}
         try:  # not Faust's commit, which crashes the consumer on most errors
             if hints:
                 await self._aio.commit_within(HINT_LIMIT_S, hints)
