@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -33,6 +32,7 @@ from romancy_stream.engine.inputs import (
 )
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
+from romancy_stream.runtime.hints import Hints
 from romancy_stream.runtime.local_results import LocalResults, LocalWorker, is_local
 from romancy_stream.runtime.patience import Patience
 from romancy_stream.runtime.relay import Relay
@@ -62,8 +62,6 @@ SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
 """Acknowledged outbox rows that no further batch takes up are deleted after this long."""
-HINT_EVERY_S: Final = 1.0
-"""Lag tools look less often; to a broker it is as much work as a batch of records."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -101,9 +99,7 @@ class Processor:
         self._clock = DatabaseClock()
         self._timers_changed = asyncio.Event()
         self._turns = Turns(self._timers_changed.set)
-        self._hints: dict[TP, int] = {}
-        self._hinting: asyncio.Task[None] | None = None
-        self._next_hint_s = 0.0
+        self._hints = Hints(self._hint)
         self._keeps_looking = True
         self._suspects = Suspects(store)
         self._passed_by: list[Input] = []
@@ -160,7 +156,7 @@ class Processor:
             if self._local is not None:
                 await self._local.leave(parts)
             await self._tidy(parts)
-            await self._hint_at_last()
+            await self._hints.tell_last()
             self._forget(parts)
         self.hand_on()
         self._on_ownership(self.core.owned)
@@ -177,7 +173,7 @@ class Processor:
             log.info("some messages will be sent again by the next owner: %s", error)
 
     def _forget(self, parts: frozenset[int]) -> None:
-        self._hints = {tp: offset for tp, offset in self._hints.items() if tp.partition not in parts}
+        self._hints.drop(parts)
         self.core.drop(parts)
         self._relay.drop(parts)
         self._suspects.drop(parts)
@@ -242,8 +238,8 @@ class Processor:
             if not self._keeps_looking:
                 return
             await self._look()
-            if self._hints and time.monotonic() >= self._next_hint_s:
-                self._hint_soon()
+            if (due_in_s := self._hints.due_in_s) is not None and due_in_s <= 0:
+                self._hints.tell()
 
     async def _look(self) -> None:
         async with self._turns:
@@ -258,26 +254,9 @@ class Processor:
             elif self._relay.has_news:
                 await self._portion([])
 
-    def _hint_soon(self) -> None:
-        """Tells lag tools, and the embedded log's retention, how far the database is. Nobody waits for it."""
-        if self._hinting is None or self._hinting.done():
-            hints, self._hints = self._hints, {}
-            self._hinting = asyncio.create_task(self._hint(hints), name="romancy-hint")
-            self._hinting.add_done_callback(seen)
-        self._next_hint_s = time.monotonic() + HINT_EVERY_S
-
-    async def _hint(self, hints: Mapping[TP, int]) -> None:
-        if hints and self.source is not None:
-            await self.source.commit_hint(hints)
-
-    async def _hint_at_last(self) -> None:
-        """Else what was done within the last second would look undone until something else happens."""
-        for _ in range(2):  # one that is under way, and the last
-            if self._hinting is not None:
-                await first_done([self._hinting], SETTLE_S)
-            if not self._hints:
-                return
-            self._hint_soon()
+    async def _hint(self, offsets: Mapping[TP, int]) -> None:
+        if self.source is not None:
+            await self.source.commit_hint(offsets)
 
     async def _until_something_is_due(self) -> None:
         if self._turns.are_over or not self._keeps_looking or self._results.waits(self.core.owned):
@@ -291,8 +270,8 @@ class Processor:
             wait_s = min(wait_s, (due_us - self._clock.now_us()) / 1_000_000)
         if self._relay.has_news or not self._relay.idle:
             wait_s = min(wait_s, TIDY_AFTER_S)
-        if self._hints:
-            wait_s = min(wait_s, self._next_hint_s - time.monotonic())
+        if (hint_in_s := self._hints.due_in_s) is not None:
+            wait_s = min(wait_s, hint_in_s)
         if wait_s > 0:
             await wait_at_most(self._timers_changed, wait_s)
 
@@ -417,8 +396,7 @@ class Processor:
         """After `leave`."""
         async with self._turns.lock:
             await self._drain()
-        if self._hinting is not None:
-            self._hinting.cancel()
+        self._hints.close()
 
     async def _decide(self, inputs: Sequence[Input]) -> Commit:
         now_us = self._clock.now_us()
@@ -509,7 +487,7 @@ class Processor:
         self._relay.post(commit.outbox)
         self._on_commit(commit)
         report(commit)
-        self._hints.update({TP(topic, part): offset for topic, part, offset in commit.offsets})
+        self._hints.add(commit.offsets)
         if commit.timers or commit.outbox:
             self._timers_changed.set()
 

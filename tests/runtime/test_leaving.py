@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from romancy_stream import App, WorkflowContext
 from romancy_stream.broker.embedded.batches import EmbeddedBatchSource
-from romancy_stream.runtime import processor
+from romancy_stream.runtime import hints
 from romancy_stream.runtime.sweeper import Sweeper
 from tests.support import eventually
 
@@ -48,7 +48,7 @@ async def test_leaving_while_a_membership_that_failed_is_ended(tmp_path: Path, m
 @pytest.mark.kafka
 async def test_what_is_done_has_no_lag(kafka_bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what was done since offsets were last told."""
-    monkeypatch.setattr(processor, "HINT_EVERY_S", 3600.0)
+    monkeypatch.setattr(hints, "HINT_EVERY_S", 3600.0)
     name = f"leaving-{uuid4().hex[:8]}"
     app = App(name, broker=f"kafka://{kafka_bootstrap}", database=f"sqlite:///{tmp_path / 'state.db'}", partitions=2)
 
