@@ -16,13 +16,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from benchmarks.driving import obey
 from benchmarks.floor import BATCH_RECORDS, Batch, FloorDriver, FloorEngine, Headers, Message
 from benchmarks.loops import loop_factory
+from romancy_stream.broker.port import TP
 from romancy_stream.store.database import BUSY_TIMEOUT_S, connect_sqlite
 
 FENCE: Final = """UPDATE romancy_partitions SET commit_no = commit_no + 1, position = ?4
@@ -125,12 +126,12 @@ class Engine(FloorEngine):
             await self._publish(batch.out, [(part, before[part] + 1, self._position[part]) for part in grown])
             await asyncio.sleep(0)  # for the client
 
-    def _fetched(self) -> dict[Any, list[Record]]:
+    def _fetched(self) -> dict[TP, list[Record]]:
         commands = self._log.commands
-        fetched: dict[Any, list[Record]] = defaultdict(list)
+        fetched: dict[TP, list[Record]] = defaultdict(list)
         for _ in islice(iter(commands.__len__, 0), BATCH_RECORDS):
             record = commands.popleft()
-            fetched[Place(record.topic, record.partition)].append(record)
+            fetched[TP(record.topic, record.partition)].append(record)
         return fetched
 
     def _commit(self, batch: Batch) -> None:
@@ -142,12 +143,6 @@ class Engine(FloorEngine):
             if rows[name]:
                 self._connection.executemany(statement, rows[name])
         self._connection.execute("COMMIT")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    topic: str
-    partition: int
 
 
 async def run() -> None:

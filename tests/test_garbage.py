@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from romancy_stream import (
     WorkflowFailedError,
 )
 from romancy_stream.handle import Handle
-from tests.support import eventually
+from tests.support import eventually, without_collector
 
 ONCE = RetryPolicy(max_attempts=1)
 THRICE = RetryPolicy(max_attempts=3, initial_interval=0.001)
@@ -43,11 +42,8 @@ class Large:
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
     Large.held.clear()
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
+    with without_collector():
+        yield
 
 
 def shop(folder: Path) -> App:

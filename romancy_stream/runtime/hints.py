@@ -37,7 +37,11 @@ class Hints:
     def drop(self, parts: Container[int]) -> None:
         self._untold = {tp: offset for tp, offset in self._untold.items() if tp.partition not in parts}
 
-    def tell(self) -> None:
+    def tell_if_due(self) -> None:
+        if (due_in_s := self.due_in_s) is not None and due_in_s <= 0:
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
         """After the one that is under way, if there is one, it falls due again."""
         self._next_s = time.monotonic() + HINT_EVERY_S
         if self._telling is None or self._telling.done():
@@ -52,7 +56,7 @@ class Hints:
                 await first_done([self._telling], LAST_LIMIT_S)
             if not self._untold:
                 return
-            self.tell()
+            self._tell_soon()
 
     def close(self) -> None:
         if self._telling is not None:

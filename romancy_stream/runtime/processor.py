@@ -238,8 +238,7 @@ class Processor:
             if not self._keeps_looking:
                 return
             await self._look()
-            if (due_in_s := self._hints.due_in_s) is not None and due_in_s <= 0:
-                self._hints.tell()
+            self._hints.tell_if_due()
 
     async def _look(self) -> None:
         async with self._turns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.store.port import Store
 from romancy_stream.wire.record import OutRecord
 from tests.runtime.worker_kit import Bench
-from tests.support import eventually
+from tests.support import eventually, without_collector
 
 
 @activity
@@ -199,9 +198,7 @@ async def test_messages_that_the_broker_would_not_take_stand_in_no_circle() -> N
 
     heard: list[object] = []
     sender = Sender(cast(Broker, Away()), cast(Store, None))
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         answered, held = posted()
         await sender.post(Message("t", "k", (), b"", 0), answered)
         del answered
@@ -209,5 +206,3 @@ async def test_messages_that_the_broker_would_not_take_stand_in_no_circle() -> N
         heard.clear()
         await asyncio.sleep(0)
         assert held() is None
-    finally:
-        gc.enable()

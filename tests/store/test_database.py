@@ -22,7 +22,7 @@ from romancy_stream.store.port import Store
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.sqlite_thread import SqliteThread
 from tests.store.writing import execute
-from tests.support import eventually
+from tests.support import eventually, without_collector
 
 
 @pytest.mark.parametrize(
@@ -217,14 +217,12 @@ async def test_what_a_call_that_failed_had_in_hand_is_gone(tmp_path: Path) -> No
             await thread.run(work)
         return weakref.ref(held)
 
-    gc.collect()
-    gc.disable()
     try:
-        held = await fail()
-        await thread.run(lambda connection: connection.execute("SELECT 1").fetchone())
-        assert held() is None
+        with without_collector():
+            held = await fail()
+            await thread.run(lambda connection: connection.execute("SELECT 1").fetchone())
+            assert held() is None
     finally:
-        gc.enable()
         await thread.close()
         await database.close()
 

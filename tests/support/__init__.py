@@ -3,6 +3,7 @@
 No assertion about the product lives here.
 """
 
+from tests.support.collecting import without_collector
 from tests.support.databases import fresh_mariadb, fresh_postgres
 from tests.support.servers import ServiceMissing, ensure_service, services, services_command
 from tests.support.waiting import eventually
@@ -15,4 +16,5 @@ __all__ = [
     "fresh_postgres",
     "services",
     "services_command",
+    "without_collector",
 ]
