@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -17,34 +18,41 @@ T = TypeVar("T")
 
 
 class SqliteThread:
-    """Starts when it is first used; after `close`, or beside it, it can be used again."""
+    """Starts when it is first used; after `close`, or beside it, it can be used again. One that is dropped without
+    `close` is closed behind what was begun."""
 
     def __init__(self, db: Database, name: str) -> None:
         self._db = db
         self._name = name
         self._thread: _Connected | None = None
+        self._dropped: weakref.finalize[[], SqliteThread] | None = None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """One at a time, each to its end even when the caller is cancelled, as with `finished`. Raises what `work`
         raises."""
         if self._thread is None:
             self._thread = _Connected(self._db, self._name)
+            self._dropped = weakref.finalize(self, self._thread.end)
+            self._dropped.atexit = False  # see the daemon below
         return await finished(self._thread.do(work))
 
     async def close(self) -> None:
         """Behind what was begun before."""
         thread, self._thread = self._thread, None
-        if thread is not None:
+        dropped, self._dropped = self._dropped, None
+        if thread is not None and dropped is not None:
+            dropped.detach()
             await finished(thread.disconnect())
 
 
 class _Connected:
-    """A thread with the connection that only it may use. Not an executor: handing over one call costs a third of it."""
+    """A thread with the connection that only it may use; it does not know whose it is. Not an executor: handing over
+    one call costs a third of it."""
 
     def __init__(self, db: Database, name: str) -> None:
         self._db = db
         self._connection: sqlite3.Connection | None = None
-        self._calls: SimpleQueue[_Call[Any]] = SimpleQueue()
+        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()  # None is the last
         # As a daemon it never keeps a process alive that forgot to close it; SQLite undoes what is cut off.
         threading.Thread(target=self._serve, name=name, daemon=True).start()
 
@@ -53,21 +61,25 @@ class _Connected:
 
     def disconnect(self) -> asyncio.Future[None]:
         """Nothing may be asked after this."""
-        return self._asked(self._close, is_last=True)
+        closed = self._asked(self._close)
+        self.end()
+        return closed
 
-    def _asked(self, work: Callable[[], T], *, is_last: bool = False) -> asyncio.Future[T]:
+    def end(self) -> None:
+        """In any thread, and at any time: the collector may come in the middle of anything."""
+        self._calls.put(None)
+
+    def _asked(self, work: Callable[[], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
-        call = _Call(work, loop, loop.create_future(), is_last)
+        call = _Call(work, loop, loop.create_future())
         self._calls.put(call)
         return call.answer
 
     def _serve(self) -> None:
-        is_over = False
-        while not is_over:
-            call = self._calls.get()
-            is_over = call.is_last
+        while (call := self._calls.get()) is not None:
             call.end(*_outcome(call.work))
             del call  # and what it found: the next one may be long in coming
+        self._close()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -85,7 +97,6 @@ class _Call(Generic[T]):
     work: Callable[[], T]
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[T]
-    is_last: bool
 
     def end(self, found: T | None, error: BaseException | None) -> None:
         """In the thread."""

@@ -200,6 +200,28 @@ async def test_a_thread_that_is_closed_beside_calls_and_other_closes_can_be_used
     await eventually(lambda: not [each for each in threading.enumerate() if each.name.startswith("test-thread")])
 
 
+async def test_a_thread_that_is_dropped_without_close_ends_and_leaves_no_file_open(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
+    await database.open()
+    log_of_writes = tmp_path / "state.db-wal"  # SQLite removes it when the last connection is closed
+
+    async def write(thread: SqliteThread) -> None:
+        await thread.run(lambda connection: connection.execute("CREATE TABLE IF NOT EXISTS t (a)").close())
+        assert log_of_writes.exists()
+
+    try:
+        with without_collector():
+            thread = SqliteThread(database, "test-thread")
+            await write(thread)
+            await thread.close()
+            await write(thread)
+            del thread
+            await eventually(lambda: "test-thread" not in [each.name for each in threading.enumerate()])
+            assert not log_of_writes.exists()
+    finally:
+        await database.close()
+
+
 async def test_what_a_call_that_failed_had_in_hand_is_gone(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'state.db'}")
     await database.open()
