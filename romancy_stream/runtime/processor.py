@@ -99,7 +99,7 @@ class Processor:
         self._clock = DatabaseClock()
         self._timers_changed = asyncio.Event()
         self._turns = Turns(self._timers_changed.set)
-        self._hints = Hints(self._hint)
+        self._hints = Hints(self._hint, self._timers_changed.set)
         self._keeps_looking = True
         self._suspects = Suspects(store)
         self._passed_by: list[Input] = []
@@ -121,6 +121,7 @@ class Processor:
                 for topic, offset in snapshot.offsets.items():
                     if TP(topic, snapshot.part) in positions:
                         positions[TP(topic, snapshot.part)] = offset
+            self._hints.add((*tp, offset) for tp, offset in positions.items())  # the last owner may not have come to it
             found: list[Input] = [Unpark(s.part, instance_id) for s in snapshots for instance_id in s.parked]
             found += [_lapsed(each) for each in await self._left_behind(snapshots)]
             if found:
