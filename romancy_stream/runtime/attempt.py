@@ -111,7 +111,7 @@ class Attempt:
         self._activity = activity
         self._queue = queue
         self._bridge = LoopBridge(bench.threads.returned)
-        self._transaction = AttemptTransaction(bench.store.db.engine)
+        self._transaction = AttemptTransaction(bench.store.db.engine, task)
         self._published: list[Publication] = []
         self._messages: list[Message] = []
         self._blobs: dict[str, bytes] = {}  # of what it has published and returned, not yet kept

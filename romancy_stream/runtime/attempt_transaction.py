@@ -49,6 +49,7 @@ class ActivitySession(Session):
     opened_on: Connection | None = None
     opened_root: RootTransaction | None = None
     server_thread: int | None = None  # MariaDB and MySQL
+    committed = False
 
     engine_begin = Session.begin
     engine_commit = Session.commit
@@ -103,9 +104,21 @@ def _opened(session: ActivitySession, _transaction: SessionTransaction, connecti
             session.server_thread = driver.thread_id()
 
 
+def _committed(session: ActivitySession) -> None:
+    if not session.in_nested_transaction():
+        session.committed = True
+
+
+# Before those of users, who may listen to all sessions: what they raise must not be taken for the end of the commit.
+event.listen(ActivitySession, "after_commit", _committed, insert=True)
+
+
 class AttemptTransaction:
-    def __init__(self, engine: AsyncEngine) -> None:
+    """`whose`: for the log."""
+
+    def __init__(self, engine: AsyncEngine, whose: object) -> None:
         self._engine = engine
+        self._whose = whose
         self._session: AsyncSession | None = None
         self._root: SessionTransaction | None = None
 
@@ -127,7 +140,8 @@ class AttemptTransaction:
 
     async def commit(self, write: Callable[[Connection], bool]) -> bool:
         """What the session holds and what `write` writes, or nothing: False when `write` says no. Raises what went
-        wrong after it was rolled back, and CommitUnknownError when nobody can say."""
+        wrong after it was rolled back, and CommitUnknownError when nobody can say. What hooks of the session raise
+        after the commit is logged."""
         try:
             async with self._turn():
                 # One greenlet for all of it: each costs as much as half a round trip.
@@ -170,6 +184,11 @@ class AttemptTransaction:
         try:
             session.engine_commit()
         except Exception as error:
+            if session.committed:
+                log.exception(
+                    "%s: a hook of its session failed after the commit; what was committed stays", self._whose
+                )
+                return True
             if is_lost(error):
                 raise CommitUnknownError(f"the connection broke during the commit: {error}") from error
             raise

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import QueuePool
 
 from romancy_stream import ActivityContext, activity, activity_context
 from romancy_stream.engine.commit import COMPLETED, ActivityKey
@@ -95,6 +97,70 @@ async def test_a_row_that_the_database_refuses_at_the_end_is_the_activitys_failu
     assert failed.data["type"].endswith(":IntegrityError")
     assert await bench.orders() == [("same", 1)]
     assert [each.event.id for each in bench.events] == ["i1/1/save:1/1"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"), [("after_commit", ValueError), ("after_transaction_end", ConnectionResetError)]
+)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_hook_that_fails_after_the_commit_is_told_of_and_the_result_stands(
+    bench: Bench, caplog: pytest.LogCaptureFixture, hook: str, error: type[Exception], is_async: bool
+) -> None:
+    called: list[str] = []
+
+    def fail(_: Session, ended: SessionTransaction | None = None) -> None:
+        if ended is None or ended.parent is None:
+            raise error("a cache is away")
+
+    def write(ctx: ActivityContext, session: Session) -> str:
+        ctx.publish_event(type="order.saved")
+        ctx.on_commit(lambda: called.append("on_commit"))
+        event.listen(session, hook, fail)
+        session.add(OrderRow(order_id="o1", amount=5))
+        return "saved"
+
+    @activity(name="order")
+    async def order(ctx: ActivityContext) -> str:
+        async with ctx.session.begin_nested():
+            pass
+        return write(ctx, ctx.session.sync_session)
+
+    @activity(name="order")
+    def sync_order(ctx: ActivityContext) -> str:
+        return write(ctx, ctx.sync_session)
+
+    worker = await bench.worker(order if is_async else sync_order)
+    await bench.request("order")
+    result = await bench.result()
+    assert (result.type, result.data) == (w.ACTIVITY_COMPLETED, "saved")
+    assert (await bench.orders(), called) == ([("o1", 5)], ["on_commit"])
+    assert [each.type for each in bench.seen] == ["order.saved", w.ACTIVITY_COMPLETED]
+    assert worker.statistics().completed == 1
+    (logged,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert "i1/1/order:1, attempt 1 of 'order'" in logged.message
+    assert logged.exc_info is not None
+    assert isinstance(logged.exc_info[1], error)
+    await bench.no_outbox()
+    pool = bench.store.db.engine.pool
+    assert isinstance(pool, QueuePool)
+    await eventually(lambda: pool.checkedout() == 0)
+
+
+async def test_a_hook_that_fails_before_the_commit_is_the_activitys_failure(bench: Bench) -> None:
+    def fail(_: Session) -> None:
+        raise ValueError("no")
+
+    @activity
+    async def order(ctx: ActivityContext) -> None:
+        ctx.session.add(OrderRow(order_id="o1", amount=5))
+        async with ctx.session.begin_nested():  # its end is no end of the transaction
+            pass
+        event.listen(ctx.session.sync_session, "before_commit", fail)
+
+    await bench.worker(order)
+    await bench.request("order")
+    assert (await bench.result()).data["type"] == "builtins:ValueError"
+    assert await bench.orders() == []
 
 
 async def test_an_activity_that_only_publishes_is_recorded_too(bench: Bench) -> None:
