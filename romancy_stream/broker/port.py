@@ -21,6 +21,7 @@ __all__ = [
     "BatchHandler",
     "BatchSource",
     "Broker",
+    "OnGap",
     "OnRecords",
     "OutRecord",
     "Record",
@@ -30,6 +31,7 @@ __all__ = [
     "TopicInfo",
     "TopicSpec",
     "acknowledged",
+    "nobody_asked",
 ]
 
 
@@ -123,7 +125,8 @@ class TaskSource(Protocol):
 
 
 class Tail(Protocol):
-    """Reads topics without a group, from their ends at the time of `start`; goes on by itself after an outage."""
+    """Reads topics without a group, from their ends at the time of `start`; goes on by itself after an outage. What
+    `on_records` raises ends it, and comes out of `stop`."""
 
     async def start(self) -> None:
         """Returns when every record appended from now on will be seen."""
@@ -133,6 +136,15 @@ class Tail(Protocol):
 
 
 OnRecords = Callable[[Sequence[Record]], Awaitable[None]]
+
+OnGap = Callable[[BaseException | None], None]
+"""Records may have been passed by: the log was cut, was made again or may have lost its end, or holds what cannot be
+read. Called when everything that is appended from now on will be seen again; with an error when nothing will, as the
+tail has ended without having been stopped. That is called once, and last. More calls than gaps do no harm."""
+
+
+def nobody_asked(_: BaseException | None) -> None:
+    """For tails whose gaps concern nobody."""
 
 
 class Broker(Protocol):
@@ -164,7 +176,7 @@ class Broker(Protocol):
 
     def batches(self, topics: Sequence[str], group: str, handler: BatchHandler) -> BatchSource: ...
     def tasks(self, topics: Sequence[str], group: str, handler: TaskHandler) -> TaskSource: ...
-    def tail(self, topics: Sequence[str], on_records: OnRecords) -> Tail: ...
+    def tail(self, topics: Sequence[str], on_records: OnRecords, on_gap: OnGap = nobody_asked) -> Tail: ...
 
 
 async def acknowledged(sent: Sequence[asyncio.Future[int]]) -> list[RecordRefusedError | BrokerUnavailableError | None]:

@@ -5,6 +5,9 @@ waiter cannot tell them apart.
 Order matters: register, listen, then look into the database. An end that came before is found there, one that comes
 after is heard. For an instance that was expected, under a new id and by a hub that listened already, nothing came
 before, and it is looked for only when its end is late.
+
+Whatever was not heard, or cannot be read, the database has it. Where that may have happened, all whom it may concern
+are looked for there.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any, Final
 import orjson
 
 from romancy_stream.broker.port import Broker, Record, Tail
+from romancy_stream.engine.answers import DONE
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
 from romancy_stream.errors import BrokerUnavailableError, InstanceExistsError, StoreUnavailableError
 from romancy_stream.store.database import finished
@@ -84,6 +88,7 @@ class ResultHub:
 
     def __init__(self, store: Store, broker: Broker, topics: Topics, is_local: Callable[[str], bool]) -> None:
         self._store = store
+        self._broker = broker
         self._topics = topics
         self._is_local = is_local
         self._waiters: dict[str, list[_Waiter]] = {}
@@ -92,23 +97,26 @@ class ResultHub:
         self._expected: OrderedDict[str, None] = OrderedDict()  # nothing but a start has come by since `expect`
         self._late: dict[str, float] = {}  # waited for, not looked for yet: from when on, by the loop's clock
         self._late_timer: asyncio.TimerHandle | None = None
-        self._tail: Tail = broker.tail([topics.events], self._on_records)
+        self._tail = self._new_tail()
         self._listening: asyncio.Task[None] | None = None
         self._rechecks: set[asyncio.Task[None]] = set()
         self._to_look_for: dict[str, None] = {}
         self._looking: asyncio.Task[None] | None = None
 
+    def _new_tail(self) -> Tail:
+        return self._broker.tail([self._topics.events], self._on_records, self._on_gap)
+
     async def close(self) -> None:
         if self._late_timer is not None:
             self._late_timer.cancel()
-        ending = [*self._rechecks, *([self._looking] if self._looking is not None else [])]
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
         if self._listening is not None:
             self._listening.cancel()  # does nothing where it listens already
             await asyncio.gather(self._listening, return_exceptions=True)
             await self._tail.stop()
+        ending = [*self._rechecks, *([self._looking] if self._looking is not None else [])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         for waiters in self._waiters.values():
             for waiter in waiters:
                 waiter.future.cancel()
@@ -146,17 +154,28 @@ class ResultHub:
             await asyncio.wait([question.future], timeout=interval_s)
             await self._look_up(question)
 
-    async def _look_up(self, question: _Question) -> None:
+    async def _look_up_all(self, questions: Sequence[_Question]) -> None:
+        """As long as it takes, as in `_look`."""
+        for question in questions:
+            pause_s = LOOK_AGAIN_S[0]
+            while not question.future.done() and not await self._look_up(question):
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
+
+    async def _look_up(self, question: _Question) -> bool:
+        """False: the database is away."""
         try:
             data = None if question.lookup is None else await question.lookup()
         except StoreUnavailableError as error:
-            log.warning("cannot look for an answer: %s", error)  # it may still be heard, and is looked for again
+            log.warning("cannot look for an answer, trying again: %s", error)
+            return False
         except Exception as error:
             if not question.future.done():
                 question.future.set_exception(error)
         else:
             if data is not None and not question.future.done():
                 question.future.set_result(data)
+        return True
 
     def expect(self, instance_ids: Iterable[str]) -> None:
         """Of starts that are about to be sent, under ids that nobody has had before."""
@@ -221,9 +240,13 @@ class ResultHub:
     def on_commit(self, commit: Commit) -> None:
         """A commit of this process's processor, durable."""
         if self._waiters or self._asked or self._expected:
-            for row in commit.outbox:
-                if row.topic == self._topics.events and self._concerns(row.key):
-                    self._hear(row.key, dict(row.headers), row.value)
+            try:
+                for row in commit.outbox:
+                    if row.topic == self._topics.events and self._concerns(row.key):
+                        self._hear(row.key, dict(row.headers), row.value)
+            except Exception:
+                log.exception("a commit cannot be heard")  # the processor goes on: it is durable
+                self._on_gap(None)
 
     def _concerns(self, instance_id: str) -> bool:
         return instance_id in self._waiters or instance_id in self._asked or instance_id in self._expected
@@ -232,10 +255,34 @@ class ResultHub:
         """Partitions came or went: what was local may not be so any more."""
         self._expected.clear()
         if any(not self._is_local(instance_id) for instance_id in (*self._waiters, *self._asked)):
-            self._recheck_soon()
+            self._beside(self._recheck())
 
-    def _recheck_soon(self) -> None:
-        task = asyncio.create_task(self._recheck(), name="romancy-results-recheck")
+    def _on_gap(self, error: BaseException | None) -> None:
+        """Who came before it may have missed what was said. With an error nothing is heard any more: they are told, and
+        who comes next listens anew."""
+        self._expected.clear()
+        if error is None:
+            self._look_for_everybody()
+        else:
+            self._listening, self._tail = None, self._new_tail()
+            self._fail_all(error)
+
+    def _look_again(self, instance_id: str) -> None:
+        """Something was said about it that cannot be read: whatever it is, the database says it too."""
+        if instance_id in self._waiters:
+            self._look_soon(instance_id)
+        if instance_id in self._asked:
+            about_it = [each for each in self._questions.values() if each.instance_id == instance_id]
+            self._beside(self._look_up_all(about_it))
+
+    def _look_for_everybody(self) -> None:
+        for instance_id in self._waiters:
+            self._look_soon(instance_id)
+        if self._questions:
+            self._beside(self._look_up_all(list(self._questions.values())))
+
+    def _beside(self, recheck: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(recheck, name="romancy-results-recheck")
         self._rechecks.add(task)
         task.add_done_callback(self._rechecks.discard)
 
@@ -243,17 +290,17 @@ class ResultHub:
         try:
             await self._listen()
         except Exception as error:
-            self._fail(list(self._waiters), error)
-            for question in self._questions.values():
-                if not question.future.done():
-                    question.future.set_exception(error)
+            self._fail_all(error)
         else:
-            for instance_id in self._waiters:
-                self._look_soon(instance_id)
-            for question in list(self._questions.values()):
-                await self._look_up(question)
+            self._look_for_everybody()
 
-    def _fail(self, ids: Sequence[str], error: Exception) -> None:
+    def _fail_all(self, error: BaseException) -> None:
+        self._fail(list(self._waiters), error)
+        for question in self._questions.values():
+            if not question.future.done():
+                question.future.set_exception(error)
+
+    def _fail(self, ids: Sequence[str], error: BaseException) -> None:
         """The waiters hear of it: nobody else would."""
         for instance_id in ids:
             for waiter in self._waiters.get(instance_id, ()):
@@ -288,12 +335,16 @@ class ResultHub:
 
     async def _on_records(self, records: Sequence[Record]) -> None:
         if self._waiters or self._asked or self._expected:
-            for record in records:
-                instance_id = "" if record.key is None else record.key.decode("utf-8", "replace")
-                if self._concerns(instance_id):
-                    heard = [(name, raw) for name, raw in record.headers if name in _HEARD and raw is not None]
-                    about = {name: raw.decode("utf-8", "replace") for name, raw in heard}
-                    self._hear(instance_id, about, record.value)
+            try:
+                for record in records:
+                    instance_id = "" if record.key is None else record.key.decode("utf-8", "replace")
+                    if self._concerns(instance_id):
+                        heard = [(name, raw) for name, raw in record.headers if name in _HEARD and raw is not None]
+                        about = {name: raw.decode("utf-8", "replace") for name, raw in heard}
+                        self._hear(instance_id, about, record.value)
+            except Exception:
+                log.exception("records of %s cannot be heard", self._topics.events)  # it is no reason to hear no others
+                self._on_gap(None)
 
     def _hear(self, instance_id: str, about: Mapping[str, str], data: bytes | None) -> None:
         """A message as the engine writes it. To decode it as if it were anybody's would take three times as long."""
@@ -301,18 +352,24 @@ class ResultHub:
         if event_type != w.STARTED:
             self._expected.pop(instance_id, None)
         if event_type is None:
-            self._recheck_soon()  # whatever it says, the database says it too
+            self._look_again(instance_id)
         elif event_type == w.ANSWERED:
             self._answered(instance_id, about.get(_CAUSATION, ""), data)
         elif event_type in _KINDS and instance_id in self._waiters:
-            kind = _KINDS[event_type]
-            outcome = Outcome(kind, _payload(kind, data))
-            self._tell(instance_id, outcome, about.get(_CAUSATION), about.get(_WORKFLOW, ""))
+            outcome = _outcome(_KINDS[event_type], data)
+            workflow = about.get(_WORKFLOW)
+            if outcome is None or workflow is None:
+                self._look_again(instance_id)
+            else:
+                self._tell(instance_id, outcome, about.get(_CAUSATION), workflow)
 
     def _answered(self, instance_id: str, command_id: str, data: bytes | None) -> None:
         question = self._questions.get(command_id)
         if question is not None and question.instance_id == instance_id and not question.future.done():
-            question.future.set_result(data or b"null")
+            if data is not None and (data.startswith(DONE) or isinstance(_told(data).get("error"), dict)):
+                question.future.set_result(data)
+            else:
+                self._look_again(instance_id)
 
     def _tell(self, instance_id: str, outcome: Outcome, command_id: str | None, workflow: str) -> None:
         for waiter in self._waiters.get(instance_id, ()):
@@ -414,13 +471,24 @@ _KINDS = {
 _WRAPPERS = {COMPLETED: b'{"output":', FAILED: b'{"error":'}
 
 
-def _payload(kind: str, data: bytes | None) -> bytes | None:
-    """The value inside the event's data, as it was written: parsing it would cost big numbers their value."""
+def _outcome(kind: str, data: bytes | None) -> Outcome | None:
+    """None: not of the form that the engine gives its own events. The value inside the data is taken as it was written:
+    parsing it would cost big numbers their value, and time."""
     if kind == "started":
-        return None
+        return Outcome(kind, None)
     wrapper = _WRAPPERS.get(kind)
-    if wrapper is None or data is None:
-        return data
+    if data is None or (wrapper is None and "reason" not in _told(data)):
+        return None
+    if wrapper is None:
+        return Outcome(kind, data)
     if not (data.startswith(wrapper) and data.endswith(b"}")):
-        raise ValueError(f"the engine's own event is not of the form {wrapper.decode()}...}}")
-    return data[len(wrapper) : -1]
+        return None
+    return Outcome(kind, data[len(wrapper) : -1])
+
+
+def _told(data: bytes) -> dict[str, Any]:
+    try:
+        told = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from romancy_stream.broker.port import OnRecords, OutRecord, Tail, TopicInfo
+from romancy_stream.broker.port import OnGap, OnRecords, OutRecord, Tail, TopicInfo, nobody_asked
 from romancy_stream.errors import StuckError
 from romancy_stream.runtime.hub import Lookup, Outcome, ResultHub
 from romancy_stream.testing.crew import Crew, in_attempt
@@ -305,7 +305,7 @@ class MemoryBroker:
     async def topics(self) -> Mapping[str, TopicInfo]:
         return {}
 
-    def tail(self, topics: Sequence[str], on_records: OnRecords) -> Tail:
+    def tail(self, topics: Sequence[str], on_records: OnRecords, on_gap: OnGap = nobody_asked) -> Tail:
         return _Silence()
 
 

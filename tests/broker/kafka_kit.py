@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-from romancy_stream.broker.kafka import KafkaSettings
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy as BatchBuilder
+
+from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
 from romancy_stream.broker.port import TP, BatchSource, Broker, OutRecord, Record, TopicSpec
 
 # A member that died is noticed after 2 s; a rebalance after 0.3 s.
@@ -113,3 +118,44 @@ async def produce(broker: Broker, topic: str, count: int, partitions: int = 1, s
     """`count` records round robin over the partitions, with the values start, start + 1, …"""
     rows = [record(topic, b"%d" % n, n % partitions) for n in range(start, start + count)]
     await asyncio.gather(*await broker.send(rows))
+
+
+# -- records that other producers may write, and aiokafka's consumers cannot read ------------------------------
+class _NoText(str):
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"
+
+
+def header_name_that_is_no_text() -> bytes:
+    """Kafka calls names of headers texts, and takes any bytes."""
+    batch = BatchBuilder(2, 0, False, -1, -1, -1, 1 << 20)
+    batch.append(0, None, b"k", b"v", [(_NoText("ab"), b"v")])
+    return bytes(batch.build())
+
+
+def compressed_as_nobody_here_can_read() -> bytes:
+    """By snappy, in the frame that the Java client uses. aiokafka has no codec for it of its own."""
+
+    class Snappy(BatchBuilder):  # type: ignore[misc]
+        def _maybe_compress(self) -> bool:
+            plain = bytes(self._buffer[self.HEADER_STRUCT.size :])
+            assert len(plain) < 60
+            block = bytes([len(plain), (len(plain) - 1) << 2]) + plain
+            self._buffer[self.HEADER_STRUCT.size :] = b"\x82SNAPPY\x00" + struct.pack(">iii", 1, 1, len(block)) + block
+            return True
+
+    batch = Snappy(2, 2, False, -1, -1, -1, 1 << 20)
+    batch.append(0, None, b"k", b"v", [])
+    return bytes(batch.build())
+
+
+async def append_raw(broker: KafkaBroker, topic: str, batch: bytes) -> None:
+    """To partition 0, of a cluster with one broker."""
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap)
+    await client.bootstrap()
+    try:
+        request = ProduceRequest(None, -1, 5_000, [(topic, [(0, batch)])])
+        answer = await client.send(client.get_random_node(), request)
+        assert answer.topics[0][1][0][1] == 0, answer
+    finally:
+        await client.close()

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource, TopicSpec
+from romancy_stream.errors import BrokerUnavailableError
 from tests.broker.recording import DEADLINE_S, TaskRecorder, append, numbered, settled, started
 from tests.support import eventually
 
@@ -194,6 +195,7 @@ async def test_what_a_task_handler_raises_comes_out_of_fetch(broker: Broker, que
 class Seen:
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.gaps: list[BaseException | None] = []
 
     async def on_records(self, records: Sequence[Record]) -> None:
         assert records
@@ -255,3 +257,41 @@ async def test_what_the_callback_of_a_tail_raises_comes_out_of_stop(broker: Brok
     await asyncio.wait_for(called.wait(), DEADLINE_S)
     with pytest.raises(ArithmeticError, match="in the callback"):
         await tail.stop()
+
+
+async def test_a_tail_that_its_callback_has_ended_says_so_once(broker: Broker, queue: str) -> None:
+    seen = Seen()
+
+    async def fail(records: Sequence[Record]) -> None:
+        raise ArithmeticError("in the callback")
+
+    tail = broker.tail([queue], fail, seen.gaps.append)
+    await tail.start()
+    await append(broker, numbered(queue, range(1)))
+    await eventually(lambda: seen.gaps, DEADLINE_S)
+    with pytest.raises(ArithmeticError, match="in the callback"):
+        await tail.stop()
+    assert [type(each) for each in seen.gaps] == [ArithmeticError]
+
+
+async def test_a_tail_whose_task_has_died_says_so_once(broker: Broker, queue: str) -> None:
+    seen = Seen()
+    tail = broker.tail([queue], seen.on_records, seen.gaps.append)
+    await tail.start()
+    await append(broker, numbered(queue, range(3)))
+    await seen.received(3)
+    tail._task.cancel()  # type: ignore[attr-defined]
+    await eventually(lambda: seen.gaps, DEADLINE_S)
+    await tail.stop()
+    assert [type(each) for each in seen.gaps] == [BrokerUnavailableError]
+
+
+async def test_a_tail_that_was_stopped_says_nothing(broker: Broker, queue: str) -> None:
+    seen = Seen()
+    tail = broker.tail([queue], seen.on_records, seen.gaps.append)
+    await tail.start()
+    await append(broker, numbered(queue, range(3)))
+    await seen.received(3)
+    await tail.stop()
+    await asyncio.sleep(0)
+    assert seen.gaps == []

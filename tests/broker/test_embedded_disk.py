@@ -6,7 +6,7 @@ import asyncio
 import resource
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from romancy_stream.broker.embedded import EmbeddedBroker
 from romancy_stream.broker.embedded import log as log_module
 from romancy_stream.broker.embedded.disk import Disk
-from romancy_stream.broker.port import TP, AssignedRange, OutRecord, TopicSpec
+from romancy_stream.broker.port import TP, AssignedRange, OutRecord, Record, TopicSpec
 from romancy_stream.errors import (
     BrokerUnavailableError,
     ConfigurationError,
@@ -183,6 +183,45 @@ async def test_retention_that_is_under_way_when_a_worker_begins_to_read(tmp_path
         started(broker.tasks([TOPIC], "workers", TaskRecorder())) as source,
     ):
         assert (await source.fetch(1))[0].offset == 10
+
+
+async def test_retention_that_overtakes_a_tail_is_a_gap(tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await _three_chunks(broker, engine_at=15)
+    seen, gaps = list[int](), list[BaseException | None]()
+
+    async def on_records(records: Sequence[Record]) -> None:
+        seen.extend(r.offset for r in records)
+
+    async with opened(tmp_path, retention_s=0) as broker:
+        await _is_trimmed(tmp_path, [10, 20])
+        tail = broker.tail([TOPIC], on_records, gaps.append)
+        await tail.start()
+        tail._reader.seek(broker._log.topics[TOPIC].partitions[0], 5)  # type: ignore[attr-defined]
+        await eventually(lambda: seen == list(range(10, 30)))
+        await append(broker, numbered(TOPIC, range(1), 0))
+        await eventually(lambda: seen == list(range(10, 31)))
+        await tail.stop()
+    assert gaps == [None]
+
+
+async def test_a_tail_of_a_log_that_fails_says_so(tmp_path: Path) -> None:
+    gaps: list[BaseException | None] = []
+
+    async def on_records(records: Sequence[Record]) -> None:
+        raise AssertionError(records)
+
+    async with opened(tmp_path) as broker:
+        tail = broker.tail([TOPIC], on_records, gaps.append)
+        await tail.start()
+        broker._log.fail(BrokerUnavailableError("the disk is gone"))
+        await eventually(lambda: gaps)
+        late = broker.tail([TOPIC], on_records, gaps.append)
+        await late.start()
+        await eventually(lambda: len(gaps) == 2)
+        await tail.stop()
+        await late.stop()
+    assert [str(each) for each in gaps] == 2 * ["the disk is gone"]
 
 
 async def test_retention_keeps_what_is_young(tmp_path: Path) -> None:

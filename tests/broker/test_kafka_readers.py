@@ -15,7 +15,13 @@ from romancy_stream.broker.kafka.tail import KafkaTail
 from romancy_stream.broker.kafka.tasks import KafkaTaskSource
 from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource, TopicSpec
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError
-from tests.broker.kafka_kit import make_topic, produce
+from tests.broker.kafka_kit import (
+    append_raw,
+    compressed_as_nobody_here_can_read,
+    header_name_that_is_no_text,
+    make_topic,
+    produce,
+)
 from tests.support import eventually
 
 pytestmark = pytest.mark.kafka
@@ -191,6 +197,7 @@ async def test_nobody_answers() -> None:
 class Seen:
     def __init__(self) -> None:
         self.values: list[bytes | None] = []
+        self.gaps: list[BaseException | None] = []
 
     async def on_records(self, records: Sequence[Record]) -> None:
         self.values += [r.value for r in records]
@@ -200,7 +207,7 @@ async def test_a_tail_finds_new_partitions(kafka: KafkaBroker, admin: AIOKafkaAd
     await make_topic(kafka, name)
     await produce(kafka, name, 3)
     seen = Seen()
-    tail = kafka.tail([name], seen.on_records)
+    tail = kafka.tail([name], seen.on_records, seen.gaps.append)
     await tail.start()
     await admin.create_partitions({name: NewPartitions(3)})
     await eventually(lambda: _partitions(kafka, name, 3))
@@ -211,6 +218,7 @@ async def test_a_tail_finds_new_partitions(kafka: KafkaBroker, admin: AIOKafkaAd
     await eventually(lambda: len(seen.values) == 30)
     assert set(seen.values) == {b"%d" % n for n in range(3, 33)}
     await tail.stop()
+    assert seen.gaps == []
 
 
 async def _partitions(broker: Broker, name: str, count: int) -> bool:
@@ -226,7 +234,7 @@ async def test_a_hung_tail_goes_on_without_a_gap(
     try:
         await make_topic(broker, name, partitions=2)
         seen = Seen()
-        tail = broker.tail([name], seen.on_records)
+        tail = broker.tail([name], seen.on_records, seen.gaps.append)
         await tail.start()
         await produce(broker, name, 10, partitions=2)
         await eventually(lambda: len(seen.values) == 10)
@@ -239,6 +247,7 @@ async def test_a_hung_tail_goes_on_without_a_gap(
         await eventually(lambda: len(seen.values) == 20, deadline_s=FETCH_S)
         assert set(seen.values) == {b"%d" % n for n in range(20)}
         await tail.stop()
+        assert seen.gaps == []
     finally:
         await broker.close()
 
@@ -246,7 +255,7 @@ async def test_a_hung_tail_goes_on_without_a_gap(
 async def test_retention_overtakes_a_tail(kafka: Broker, admin: AIOKafkaAdminClient, name: str) -> None:
     await make_topic(kafka, name)
     seen = Seen()
-    tail = kafka.tail([name], seen.on_records)
+    tail = kafka.tail([name], seen.on_records, seen.gaps.append)
     await tail.start()
     await produce(kafka, name, 5)
     await eventually(lambda: len(seen.values) == 5)
@@ -257,6 +266,90 @@ async def test_retention_overtakes_a_tail(kafka: Broker, admin: AIOKafkaAdminCli
     tail._consumer.seek(TopicPartition(name, 0), 1)
     await eventually(lambda: seen.values[5:] == [b"4"])
     await tail.stop()
+    assert seen.gaps == [None]
+
+
+async def test_a_tail_behind_the_end_of_the_log_sees_nothing_twice(kafka: Broker, name: str) -> None:
+    """As when the log has lost its end."""
+    await make_topic(kafka, name)
+    seen = Seen()
+    tail = kafka.tail([name], seen.on_records, seen.gaps.append)
+    await tail.start()
+    await produce(kafka, name, 5)
+    await eventually(lambda: len(seen.values) == 5)
+    assert isinstance(tail, KafkaTail)
+    assert tail._consumer is not None
+    tail._next[TP(name, 0)] = 100
+    tail._consumer.seek(TopicPartition(name, 0), 100)
+    await eventually(lambda: seen.gaps == [None])
+    await produce(kafka, name, 5, start=5)
+    await eventually(lambda: len(seen.values) >= 10)
+    await tail.stop()
+    assert seen.values == [b"%d" % n for n in range(10)]
+
+
+async def test_a_topic_that_was_made_again_is_a_gap_also_when_it_is_as_long(
+    kafka: KafkaBroker, admin: AIOKafkaAdminClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tail does not look while that happens, as one whose network is away."""
+    await make_topic(kafka, name)
+    seen = Seen()
+    looking = asyncio.Event()
+    looking.set()
+
+    async def on_records(records: Sequence[Record]) -> None:
+        await seen.on_records(records)
+        await looking.wait()
+
+    tail = kafka.tail([name], on_records, seen.gaps.append)
+    await tail.start()
+    looking.clear()
+    await produce(kafka, name, 2)
+    await eventually(lambda: len(seen.values) == 2)
+    await admin.delete_topics([name])
+    await eventually(lambda: _is_absent(kafka, name))
+    await eventually(lambda: _created(kafka, name))
+    await produce(kafka, name, 4, start=10)
+    assert seen.gaps == []
+    looking.set()
+    await eventually(lambda: seen.gaps)
+    await produce(kafka, name, 1, start=14)
+    await eventually(lambda: seen.values[-1] == b"14")
+    await tail.stop()
+    assert set(seen.gaps) == {None}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [header_name_that_is_no_text(), compressed_as_nobody_here_can_read()],
+    ids=["name of a header", "compression"],
+)
+async def test_a_tail_passes_by_what_the_client_library_cannot_read(
+    kafka: KafkaBroker, name: str, monkeypatch: pytest.MonkeyPatch, records: bytes
+) -> None:
+    monkeypatch.setattr(tail_module, "RETRY_PAUSE_S", 0.1)
+    await make_topic(kafka, name, partitions=2)
+    seen = Seen()
+    tail = kafka.tail([name], seen.on_records, seen.gaps.append)
+    await tail.start()
+    await produce(kafka, name, 2, partitions=2)
+    await eventually(lambda: len(seen.values) == 2)
+    await append_raw(kafka, name, records)
+    await eventually(lambda: seen.gaps == [None])
+    await produce(kafka, name, 10, partitions=2, start=2)
+    await eventually(lambda: len(seen.values) >= 12)
+    await tail.stop()
+    assert set(seen.values) == {b"%d" % n for n in range(12)}
+    assert seen.gaps == [None]
+
+
+async def test_a_tail_that_is_stopped_before_it_has_begun_leaves_no_connection(kafka: Broker, name: str) -> None:
+    await make_topic(kafka, name)
+    tail = kafka.tail([name], Seen().on_records)
+    await tail.start()
+    assert isinstance(tail, KafkaTail)
+    await tail.stop()
+    assert tail._consumer is None
 
 
 async def test_a_tail_of_a_topic_that_is_not_there(kafka: Broker, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from romancy_stream.broker.embedded.tasks import EmbeddedTaskSource
 from romancy_stream.broker.port import (
     BatchHandler,
     BatchSource,
+    OnGap,
     OnRecords,
     OutRecord,
     Tail,
@@ -25,6 +26,7 @@ from romancy_stream.broker.port import (
     TaskSource,
     TopicInfo,
     TopicSpec,
+    nobody_asked,
 )
 from romancy_stream.errors import BrokerUnavailableError, EmbeddedBrokerInUseError
 
@@ -131,8 +133,8 @@ class EmbeddedBroker:
     def tasks(self, topics: Sequence[str], group: str, handler: TaskHandler) -> TaskSource:
         return EmbeddedTaskSource(self._log, topics, group, handler)
 
-    def tail(self, topics: Sequence[str], on_records: OnRecords) -> Tail:
-        return EmbeddedTail(self._log, topics, on_records)
+    def tail(self, topics: Sequence[str], on_records: OnRecords, on_gap: OnGap = nobody_asked) -> Tail:
+        return EmbeddedTail(self._log, topics, on_records, on_gap)
 
 
 def _real(path: Path) -> str:

@@ -11,6 +11,7 @@ from romancy_stream.broker.kafka.settings import KafkaSettings, from_url
 from romancy_stream.broker.port import (
     BatchHandler,
     BatchSource,
+    OnGap,
     OnRecords,
     OutRecord,
     Tail,
@@ -18,6 +19,7 @@ from romancy_stream.broker.port import (
     TaskSource,
     TopicInfo,
     TopicSpec,
+    nobody_asked,
 )
 from romancy_stream.errors import BrokerUnavailableError
 
@@ -89,11 +91,11 @@ class KafkaBroker:
             topics, group, handler, bootstrap=self.bootstrap, client_id=self._client_id, settings=self.settings
         )
 
-    def tail(self, topics: Sequence[str], on_records: OnRecords) -> Tail:
+    def tail(self, topics: Sequence[str], on_records: OnRecords, on_gap: OnGap = nobody_asked) -> Tail:
         from romancy_stream.broker.kafka.tail import KafkaTail
 
         return KafkaTail(
-            topics, on_records, bootstrap=self.bootstrap, client_id=self._client_id, settings=self.settings
+            topics, on_records, on_gap, bootstrap=self.bootstrap, client_id=self._client_id, settings=self.settings
         )
 
     def _opened(self) -> tuple[Admin, Producer]:

@@ -30,6 +30,8 @@ REFUSALS = (
     kafka.PolicyViolationError,
     kafka.UnsupportedForMessageFormatError,
 )
+# What the client library says of records that it will fail to read for ever. It also fails with errors of Python's own.
+UNREADABLE = (kafka.CorruptRecordException, kafka.UnsupportedCodecError, kafka.RecordTooLargeError)
 
 
 def is_refusal(error: BaseException) -> bool:
