@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from romancy_stream import FencedError, RetryPolicy
+from romancy_stream.engine.commit import Mark
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.runtime.processor import Processor
@@ -106,17 +107,25 @@ async def test_who_is_no_member_any_more_loads_nothing(tmp_path: Path) -> None:
 
 
 class OvertakenStore(GatedStore):
-    """While `overtaken`, somebody else takes over, and commits once, just before the snapshot is read."""
+    """While `overtaken`, somebody else takes over, and commits once, just before the snapshot is read,
+    or before anybody finds out about a commit."""
 
     overtaken = False
 
     async def snapshot(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
+        await self._overtake(parts)
+        return await super().snapshot(parts)
+
+    async def find_out(self, marks: Sequence[Mark], owner: str) -> bool:
+        await self._overtake([mark.part for mark in marks])
+        return await super().find_out(marks, owner)
+
+    async def _overtake(self, parts: Sequence[int]) -> None:
         if self.overtaken:
             self.overtaken = False
             await super().take_over(parts, "somebody else")
             async with self.db.writing("commit as somebody else") as connection:
                 await connection.execute(text("UPDATE romancy_partitions SET commit_no = commit_no + 1"))
-        return await super().snapshot(parts)
 
 
 async def test_who_was_overtaken_while_loading_does_not_share_the_new_owners_epoch(tmp_path: Path) -> None:

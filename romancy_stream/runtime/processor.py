@@ -497,33 +497,32 @@ class Processor:
         if commit.blobs:
             await self._patience.ask(lambda: self._vault.put(commit.blobs), "the store of payloads")
 
+        is_unknown = False
+
         async def attempt() -> None:
+            nonlocal is_unknown
             try:
-                self._clock.learn(await self._patience.answer(self._store.commit(commit)))
-            except CommitUnknownError:
-                if not await self._was_committed(commit):
-                    raise StoreUnavailableError("the commit did not take effect") from None
+                if not is_unknown:
+                    self._clock.learn(await self._patience.answer(self._store.commit(commit)))
+                    return
+            except CommitUnknownError as error:
+                log.warning("the outcome of a commit is unknown, finding out about it: %s", error)
+                is_unknown = True
+            if not await self._was_committed(commit):
+                is_unknown = False
+                raise StoreUnavailableError("the commit did not take effect")
 
         await self._patience.patiently(attempt, patience_s)
 
     async def _was_committed(self, commit: Commit) -> bool:
         """Finds out about a commit whose connection broke: a takeover of oneself. The new epoch makes sure that the
         statement cannot take effect any more; the commit number tells whether it did."""
-        log.warning("the outcome of a commit is unknown; taking the partitions over from ourselves")
-        parts = [mark.part for mark in commit.marks]
-        epochs = await self._patience.answer(self._store.take_over(parts, self._owner))
-        if any(epochs[mark.part] != mark.epoch + 1 for mark in commit.marks):
-            raise FencedError("another process owns one of the partitions")
-        snapshots = {s.part: s for s in await self._patience.answer(self._store.snapshot(parts))}
-        _require_ours(snapshots.values(), epochs)  # else the commit that was counted may be another owner's
-        applied = {snapshots[mark.part].commit_no == mark.commit_no + 1 for mark in commit.marks}
-        if len(applied) != 1:
-            raise FencedError("the commit took effect in part: another process wrote in between")
+        was_committed = await self._patience.answer(self._store.find_out(commit.marks, self._owner))
+        commit.marks = [Mark(m.part, m.epoch + 1, m.commit_no, m.position) for m in commit.marks]
         for mark in commit.marks:
-            self.core.owned_epoch(mark.part, epochs[mark.part])
-            self._suspects.owned_epoch(mark.part, epochs[mark.part])
-        commit.marks = [Mark(m.part, epochs[m.part], m.commit_no, m.position) for m in commit.marks]
-        return applied.pop()
+            self.core.owned_epoch(mark.part, mark.epoch)
+            self._suspects.owned_epoch(mark.part, mark.epoch)
+        return was_committed
 
     # -- what the database, or the core, does not take -------------------------------------------------------------
     async def _poisoned(self, inputs: Sequence[Input], error: Exception) -> None:

@@ -12,8 +12,8 @@ from sqlalchemy import Table, and_, case, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from romancy_stream.engine.commit import ActivityKey, OutboxRow, TimerRow
-from romancy_stream.errors import NamespaceError, PartitionCountError
+from romancy_stream.engine.commit import ActivityKey, Mark, OutboxRow, TimerRow
+from romancy_stream.errors import FencedError, NamespaceError, PartitionCountError
 from romancy_stream.store.clocks import MY_CLOCK, PG_CLOCK, clock_us
 from romancy_stream.store.database import MYSQL, POSTGRESQL, SQLITE, Database
 from romancy_stream.store.failures import translating
@@ -84,6 +84,27 @@ class Ownership:
             )
             await connection.execute(raised)
         return {row.part: row.epoch + 1 for row in found}
+
+    async def find_out(self, marks: Sequence[Mark], owner: str) -> bool:
+        by_part = {mark.part: mark for mark in marks}
+        told = (
+            select(partitions.c.part, partitions.c.epoch, partitions.c.commit_no, partitions.c.owner)
+            .where(partitions.c.part.in_(by_part))
+            .order_by(partitions.c.part)
+        )
+        async with self.db.writing("find out about a commit") as connection:
+            found = (await connection.execute(told.with_for_update())).all()
+            old = [row.part for row in found if row.epoch == by_part[row.part].epoch]
+            done = [row.part for row in found if row.owner == owner and row.epoch == by_part[row.part].epoch + 1]
+            if len(old) + len(done) != len(by_part):
+                raise FencedError("another process owns one of the partitions")
+            applied = {bool(row.commit_no == by_part[row.part].commit_no + 1) for row in found}
+            if len(applied) != 1:
+                raise FencedError("the commit took effect in part: another process wrote in between")
+            if old:
+                raised = {"epoch": partitions.c.epoch + 1, "owner": owner}
+                await connection.execute(update(partitions).where(partitions.c.part.in_(old)).values(raised))
+        return applied.pop()
 
     async def snapshot(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         async with self.db.reading("read what a partition owns") as connection:

@@ -18,6 +18,7 @@ from romancy_stream.engine.commit import (
     Commit,
     Heartbeat,
     InstanceRow,
+    Mark,
     OutboxRow,
     RecordedResult,
     Rejection,
@@ -185,6 +186,12 @@ class Store(Protocol):
 
     async def snapshot(self, parts: Sequence[int]) -> Sequence[PartitionSnapshot]:
         """In a new transaction, after `take_over`."""
+        ...
+
+    async def find_out(self, marks: Sequence[Mark], owner: str) -> bool:
+        """After CommitUnknownError: whether the commit with these marks took effect. It cannot any more: each epoch is
+        one higher than that of its mark, and who asks owns it still. FencedError: somebody else does. Who hears no
+        answer may ask again with the same marks."""
         ...
 
     async def commit(self, commit: Commit) -> int:

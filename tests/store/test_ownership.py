@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from romancy_stream.engine.commit import Commit, Mark
-from romancy_stream.errors import NamespaceError, PartitionCountError
+from romancy_stream.errors import FencedError, NamespaceError, PartitionCountError
 from romancy_stream.store import tables
 from romancy_stream.store.port import PartitionSnapshot
 from romancy_stream.store.sql import SqlStore
@@ -46,6 +46,42 @@ async def test_an_unknown_partition_cannot_be_taken_nor_read(store: SqlStore) ->
     with pytest.raises(PartitionCountError, match=r"\[7\]"):
         await store.snapshot([0, 7])
     assert [r[1] for r in await rows(store, tables.partitions)] == [0] * 4
+
+
+# -- a commit of which nobody knows ----------------------------------------------------------------------------
+@pytest.mark.parametrize("applied", [False, True])
+async def test_whether_a_commit_took_effect_is_told_as_often_as_one_asks(store: SqlStore, applied: bool) -> None:
+    marks = await owned(store, 1, 0)
+    if applied:
+        await store.commit(Commit(marks=marks))
+    for _ in range(3):
+        assert await store.find_out(marks, "me") is applied
+        assert [(r[1], r[2]) for r in await rows(store, tables.partitions)][:3] == [(2, applied), (2, applied), (0, 0)]
+    with pytest.raises(FencedError):
+        await store.commit(Commit(marks=marks))
+    await store.commit(Commit(marks=[replace(mark, epoch=2, commit_no=int(applied)) for mark in marks]))
+
+
+@pytest.mark.parametrize("owners", [["you"], ["you", "me"], ["you", "you"]])
+async def test_who_was_overtaken_does_not_take_the_commit_of_another_for_its_own(
+    store: SqlStore, owners: list[str]
+) -> None:
+    marks = await owned(store, 0, 1)
+    for owner in owners:
+        epochs = await store.take_over([1], owner)
+    await store.commit(Commit(marks=[replace(marks[0], commit_no=0), replace(marks[1], epoch=epochs[1])]))
+    before = await rows(store, tables.partitions)
+    with pytest.raises(FencedError, match="another process"):
+        await store.find_out(marks, "me")
+    assert await rows(store, tables.partitions) == before
+
+
+async def test_finding_out_after_an_answer_that_was_lost_sees_who_came_between(store: SqlStore) -> None:
+    marks = await owned(store, 0, 1)
+    await store.find_out(marks, "me")
+    await store.take_over([0], "you")
+    with pytest.raises(FencedError, match="another process"):
+        await store.find_out(marks, "me")
 
 
 async def test_a_new_owner_finds_what_the_former_one_left(store: SqlStore) -> None:

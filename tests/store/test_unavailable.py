@@ -36,6 +36,7 @@ CALLS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "now_us": lambda store: store.now_us(),
     "take_over": lambda store: store.take_over([0], "me"),
     "snapshot": lambda store: store.snapshot([0]),
+    "find_out": lambda store: store.find_out([Mark(0, 1, 0, 0)], "me"),
     "commit": lambda store: store.commit(Commit(marks=[Mark(0, 1, 0, 0)])),
     "topic_ids": lambda store: store.topic_ids(),
     "record_topic_ids": lambda store: store.record_topic_ids({"t": "1"}),
