@@ -39,7 +39,7 @@ class MysqlCommitter:
         raise AssertionError("unreachable")
 
     async def _once(self, commit: Commit) -> int:
-        async with self._db.writer.connect() as connection:
+        async with self._db.raw("commit") as (connection, _):
             now_us = await self._written(connection, commit)
             try:
                 await connection.commit()

@@ -164,7 +164,7 @@ class Database:
     async def writing(self, doing: str) -> AsyncIterator[AsyncConnection]:
         """One transaction of the engine's own; committed when the block ends well."""
         with translating(doing):
-            if self.dialect == POSTGRESQL:
+            if self.dialect != SQLITE:
                 async with self.raw(doing) as (connection, _), connection.begin():
                     yield connection
             else:

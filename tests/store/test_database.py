@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from romancy_stream.engine.commit import Commit
 from romancy_stream.errors import ConfigurationError
@@ -21,7 +21,7 @@ from romancy_stream.store.database import WRITER_POOL_OVERFLOW, WRITER_POOL_SIZE
 from romancy_stream.store.port import Store
 from romancy_stream.store.sql import SqlStore
 from romancy_stream.store.sqlite_thread import SqliteThread
-from tests.store.writing import execute
+from tests.store.writing import execute, owned
 from tests.support import eventually, without_collector
 
 
@@ -272,6 +272,29 @@ async def test_connections_at_hand_are_there_for_all_who_write(
         await asyncio.gather(*(write() for _ in range(everybody.parties)))
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize(
+    "server",
+    [pytest.param("postgres", marks=pytest.mark.postgres), pytest.param("mariadb", marks=pytest.mark.mariadb)],
+)
+async def test_one_write_after_the_other_needs_no_connection_of_the_pool(
+    request: pytest.FixtureRequest, server: str
+) -> None:
+    store = SqlStore(request.getfixturevalue(f"{server}_db"))
+    await store.open()
+    checked_out: list[object] = []
+    try:
+        await store.migrate()
+        await store.prepare("shop", 4)
+        event.listen(store.db.writer.sync_engine, "checkout", lambda *of: checked_out.append(of))
+        for commit_no in range(3):
+            (mark,) = await owned(store, 0)
+            assert mark.commit_no == commit_no
+            await store.commit(Commit(marks=[mark]))
+        assert checked_out == []  # since `prepare`
+    finally:
+        await store.close()
 
 
 async def test_a_connection_that_comes_back_after_the_end_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
