@@ -13,16 +13,15 @@ from romancy_stream.engine.batch import Batch, Entry
 from romancy_stream.engine.commit import SCHEDULED, ActivityKey
 from romancy_stream.engine.failure import exhausted, is_retryable, retry_after_s, silent, timed_out
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Input, LeaseLapsed, Received, TimerDue
+from romancy_stream.engine.inputs import Input, LeaseLapsed, Received, Reported, TimerDue
 from romancy_stream.engine.projection import DEADLINE_TIMER, HEARTBEAT_TIMER, RETRY_TIMER, UNDO, ActivityState
 from romancy_stream.engine.retries import GiveUp, Retry, after_failure
+from romancy_stream.engine.tasks import OF_REPORT, Report, report_of
 from romancy_stream.wire import event as w
-from romancy_stream.wire.event import WireEvent, whole_number
+from romancy_stream.wire.event import WireEvent
 
 if TYPE_CHECKING:
     from romancy_stream.engine.core import EngineCore
-
-_RESULT_ATTRIBUTES = (w.X_RUN, w.X_ACTIVITY_ID, w.X_ATTEMPT)
 
 LOOKS_PER_WAIT: Final = 8
 """An attempt that nobody has begun is looked after when it has waited an eighth longer: a hundred events in a day at
@@ -56,10 +55,14 @@ class Attempts:
             activity = entry.state.activities[each.timer_id.removeprefix(HEARTBEAT_TIMER)]
             silent = self._awaited_us(entry, activity, now_us) is None
             return (entry, activity, _silence(activity)) if silent else None
-        if isinstance(each, Received) and isinstance(each.event, WireEvent):
-            found = self._failed_attempt(each.event)
-            return None if found is None else (*found, each.event.data or b"null")
-        return None
+        if isinstance(each, Reported):
+            report: Report | None = each.report
+        elif isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.type == w.ACTIVITY_FAILED:
+            report = report_of(each.event)
+        else:
+            return None
+        found = None if report is None else self._failed_attempt(report)
+        return None if report is None or found is None else (*found, report.data or b"null")
 
     def beating(self, inputs: Sequence[Input]) -> list[ActivityKey]:
         """Activities that a heartbeat's timer of this batch is about."""
@@ -98,49 +101,54 @@ class Attempts:
 
     # -- results -------------------------------------------------------------------------------------------------
     def result(self, batch: Batch, received: Received, event: WireEvent) -> None:
-        instance_id = event.subject
-        if instance_id is None or not all(name in event.extensions for name in _RESULT_ATTRIBUTES):
-            message = f"a result needs subject and {', '.join(_RESULT_ATTRIBUTES)}"
+        report = report_of(event)
+        if report is None:
+            message = f"a result needs subject and {', '.join(OF_REPORT)}"
             batch.dead_letter(received, "missing_attribute", message, event.source, event.id)
             return
+        instance_id = report.key.instance_id
         entry = self._core.entry(instance_id)
         part = self._core.part_of(instance_id) if entry is None else entry.state.part
         if part != received.record.partition:
             batch.forward(received.record.partition, instance_id, event)
             return
-        if entry is None:
-            if instance_id not in self._core.loaded.instances:
-                message = f"there is no instance {instance_id!r}"
-                batch.dead_letter(received, "unknown_instance", message, event.source, event.id)
-            else:
-                self._core.stats["late_result"] += 1  # the instance has finished
-            return
-        if event.type == w.ACTIVITY_FAILED:
-            self._attempt_failed(batch, event)
+        if entry is None and instance_id not in self._core.loaded.instances:
+            message = f"there is no instance {instance_id!r}"
+            batch.dead_letter(received, "unknown_instance", message, event.source, event.id)
         else:
-            self._attempt_completed(batch, entry, event)
+            self.reported(batch, report)
 
-    def _attempt_completed(self, batch: Batch, entry: Entry, event: WireEvent) -> None:
-        activity = self._open_activity(entry, event)
+    def reported(self, batch: Batch, report: Report) -> None:
+        """Of an instance that lives here, or has."""
+        entry = self._core.entry(report.key.instance_id)
+        if entry is None:
+            self._core.stats["late_result"] += 1  # the instance has finished
+        elif report.type == w.ACTIVITY_FAILED:
+            self._attempt_failed(batch, report)
+        else:
+            self._attempt_completed(batch, entry, report)
+
+    def _attempt_completed(self, batch: Batch, entry: Entry, report: Report) -> None:
+        activity = _open_activity(entry, report)
         if activity is None:
-            self._late(batch, entry, event)
+            self._late(batch, entry, report)
             return
-        attrs = {"attempt": int(event.extensions[w.X_ATTEMPT]), **_attempt_facts(event)}
-        self._ended(batch, entry, h.ACTIVITY_COMPLETED, activity.activity_id, attrs, event.data)
+        attrs = {"attempt": report.attempt, **_attempt_facts(report)}
+        self._ended(batch, entry, h.ACTIVITY_COMPLETED, activity.activity_id, attrs, report.data)
 
-    def _late(self, batch: Batch, entry: Entry, event: WireEvent) -> None:
+    def _late(self, batch: Batch, entry: Entry, report: Report) -> None:
         """Nobody waits for it; but what was cancelled and has happened all the same may have to be undone."""
-        attempt, ref = whole_number(event.extensions[w.X_ATTEMPT]), event.extensions[w.X_ACTIVITY_ID]
-        attrs = {"attempt": attempt, **_attempt_facts(event)}
-        if attempt is None or not saga.found(batch, entry, event.extensions[w.X_RUN], ref, attrs, event.data):
+        attempt, (_, run, ref) = report.attempt, report.key
+        attrs = {"attempt": attempt, **_attempt_facts(report)}
+        if attempt < 1 or not saga.found(batch, entry, run, ref, attrs, report.data):
             self._core.stats["late_result"] += 1
 
-    def _attempt_failed(self, batch: Batch, event: WireEvent) -> None:
-        found = self._failed_attempt(event)
+    def _attempt_failed(self, batch: Batch, report: Report) -> None:
+        found = self._failed_attempt(report)
         if found is None:
             self._core.stats["late_result"] += 1
         else:
-            self._failed(batch, *found, event.data or b"null", _attempt_facts(event))
+            self._failed(batch, *found, report.data or b"null", _attempt_facts(report))
 
     def _failed(
         self, batch: Batch, entry: Entry, activity: ActivityState, error: bytes, facts: Mapping[str, Any]
@@ -170,24 +178,15 @@ class Attempts:
             attrs = {"attempt": activity.attempt, **facts, "reason": reason}
             self._ended(batch, entry, h.ACTIVITY_FAILED, activity.activity_id, attrs, error)
 
-    def _open_activity(self, entry: Entry, event: WireEvent) -> ActivityState | None:
-        if event.extensions.get(w.X_RUN) != str(entry.state.run):
-            return None
-        activity = entry.state.activities.get(event.extensions.get(w.X_ACTIVITY_ID, ""))
-        attempt = whole_number(event.extensions.get(w.X_ATTEMPT, ""))
-        if activity is None or attempt is None or not 1 <= attempt <= activity.attempt:
-            return None
-        return activity
-
-    def _failed_attempt(self, event: WireEvent) -> tuple[Entry, ActivityState] | None:
+    def _failed_attempt(self, report: Report) -> tuple[Entry, ActivityState] | None:
         """The attempt that failed, if it is the one under way: an older one has been dealt with."""
-        if event.type != w.ACTIVITY_FAILED or event.subject is None:
+        if report.type != w.ACTIVITY_FAILED:
             return None
-        entry = self._core.entry(event.subject)
-        activity = None if entry is None else self._open_activity(entry, event)
+        entry = self._core.entry(report.key.instance_id)
+        activity = None if entry is None else _open_activity(entry, report)
         if entry is None or activity is None or activity.next_attempt_us is not None:
             return None
-        return (entry, activity) if int(event.extensions[w.X_ATTEMPT]) == activity.attempt else None
+        return (entry, activity) if report.attempt == activity.attempt else None
 
     @staticmethod
     def _verdict(entry: Entry, activity: ActivityState, error: bytes, now_us: int) -> Retry | GiveUp:
@@ -252,11 +251,18 @@ TIMERS = {RETRY_TIMER: _retry, DEADLINE_TIMER: _deadline, HEARTBEAT_TIMER: _hear
 TELL = {h.ACTIVITY_SCHEDULED: requested, h.ACTIVITY_RETRIED: requested}
 
 
-def _attempt_facts(event: WireEvent) -> Mapping[str, Any]:
+def _open_activity(entry: Entry, report: Report) -> ActivityState | None:
+    _, run, activity_id = report.key
+    if run != entry.state.run:
+        return None
+    activity = entry.state.activities.get(activity_id)
+    return activity if activity is not None and 1 <= report.attempt <= activity.attempt else None
+
+
+def _attempt_facts(report: Report) -> Mapping[str, Any]:
     facts: dict[str, Any] = {}
-    duration_us = whole_number(event.extensions.get(w.X_DURATION, ""))
-    if duration_us is not None:
-        facts["duration_us"] = duration_us
-    if w.X_WORKER in event.extensions:
-        facts["worker"] = event.extensions[w.X_WORKER]
+    if report.duration_us is not None:
+        facts["duration_us"] = report.duration_us
+    if report.worker is not None:
+        facts["worker"] = report.worker
     return facts

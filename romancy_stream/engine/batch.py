@@ -22,6 +22,7 @@ from romancy_stream.engine.instance import LiveInstance
 from romancy_stream.engine.mail import Mail
 from romancy_stream.engine.projection import ActivityState, InstanceState
 from romancy_stream.engine.sealing import Blobs
+from romancy_stream.engine.tasks import task_event, task_for
 from romancy_stream.wire import event as w
 from romancy_stream.wire.codec import encode, encode_text, new_event_time
 from romancy_stream.wire.dead_letter import dead_letter_event
@@ -178,14 +179,14 @@ class Batch:
             mail = Mail("ask", f"rate:{activity.queue}", state.instance_id, state.run, activity.activity_id, meta)
             self.to_entity(state.part, mail)
             return
-        message = outgoing.task(self.source, state, activity, self.time, lapsed)
+        task = task_for(self.source, state, activity, lapsed)
         if activity.eager is not None and lapsed is None:
-            self.commit.eager.append(EagerTask(state.part, activity.queue, message))
+            self.commit.eager.append(EagerTask(state.part, activity.queue, task))
             return
         # Spread over the queue's partitions: the parallel activities of one instance are not one worker's. Not by the
         # hash of keys, which costs ten times as much: nobody has to find a task by its name.
         spread = crc32(f"{state.instance_id}/{activity.activity_id}".encode()) % self.partitions
-        self.send(state.part, self.topics.tasks(activity.queue), state.instance_id, message, spread)
+        self.send(state.part, self.topics.tasks(activity.queue), state.instance_id, task_event(task, self.time), spread)
 
     # -- messages ------------------------------------------------------------------------------------------------
     def send(self, part: int, topic: str, key: str, message: WireEvent, to_partition: int | None = None) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.value import value
+
+if TYPE_CHECKING:
+    from romancy_stream.engine.tasks import Task
 
 RUNNING: Final = "running"
 WAITING_FOR_TIMER: Final = "waiting_for_timer"
@@ -114,12 +116,11 @@ class OutboxRow:
 
 @value
 class EagerTask:
-    """A task for a worker in the engine's own process, once this commit is durable. `event` is the one that the queue's
-    topic would get."""
+    """A task for a worker in the engine's own process, once this commit is durable."""
 
     part: int
     queue: str
-    event: WireEvent
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)

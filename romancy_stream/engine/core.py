@@ -41,6 +41,7 @@ from romancy_stream.engine.inputs import (
     PartitionStart,
     Received,
     Refused,
+    Reported,
     TimerDue,
     Unpark,
 )
@@ -130,6 +131,8 @@ class EngineCore:
         return [each for each in inputs if not self._is_plain_result(each)]
 
     def _is_plain_result(self, each: Input) -> bool:
+        if isinstance(each, Reported):
+            return each.report.type == w.ACTIVITY_COMPLETED and each.instance_id in self._cache
         if not isinstance(each, Received):
             return False
         event = each.event
@@ -273,6 +276,9 @@ class EngineCore:
         if isinstance(each, Received):
             batch.mark(each.record.partition)
             self._received(batch, each)
+        elif isinstance(each, Reported):
+            batch.mark(each.part)
+            self.attempts.reported(batch, each.report)
         elif isinstance(each, Refused):
             batch.mark(each.received.record.partition)
             refusals.refused(self, batch, each)

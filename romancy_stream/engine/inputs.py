@@ -16,6 +16,7 @@ from romancy_stream.engine.commit import (
     Tombstone,
 )
 from romancy_stream.engine.history import HistoryEvent
+from romancy_stream.engine.tasks import Report
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import Malformed
 from romancy_stream.wire.record import Record
@@ -28,6 +29,18 @@ class Received:
 
     record: Record
     event: WireEvent | Malformed
+
+
+@value
+class Reported:
+    """By a worker in this process, of an instance that lives in this partition."""
+
+    part: int
+    report: Report
+
+    @property
+    def instance_id(self) -> str:
+        return self.report.key.instance_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,7 @@ class LeaseLapsed:
     incarnation: str
 
 
-Input = Received | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseLapsed
+Input = Received | Reported | TimerDue | Unpark | Refused | ItemExpired | Outlived | LeaseLapsed
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from romancy_stream.engine.commit import RecordedResult
 from romancy_stream.engine.history import HistoryEvent
-from romancy_stream.engine.inputs import Input, Received
+from romancy_stream.engine.inputs import Input, Received, Reported
 from romancy_stream.engine.mail import read
 from romancy_stream.engine.payload import MAX_ENCODED_BYTES
 from romancy_stream.engine.sealing import MARK, PLAIN, Blobs, Sealing, is_sealed, sealed_in
@@ -38,6 +38,8 @@ def needed(
     for each in inputs:
         if isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.data is not None:
             payloads.append(_payload(results_topic, each.record, each.event, each.event.data))
+        elif isinstance(each, Reported) and each.report.data is not None:
+            payloads.append(each.report.data)
     return list(dict.fromkeys(name for raw in payloads for name in sealing.refs(raw)))
 
 

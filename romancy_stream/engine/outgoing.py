@@ -1,5 +1,5 @@
-"""The CloudEvents that the engine writes: tasks for workers, and what happened to instances. Ids are derived from
-(instance, run, sequence), so a message that is sent twice is the same event twice."""
+"""The CloudEvents that the engine writes of what happened to instances; those about attempts are in `tasks`. Ids are
+derived from (instance, run, sequence), so a message that is sent twice is the same event twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from romancy_stream.engine import history as h
 from romancy_stream.engine.history import HistoryEvent
 from romancy_stream.engine.intake import digest
-from romancy_stream.engine.projection import ActivityState, InstanceState
+from romancy_stream.engine.projection import InstanceState
 from romancy_stream.wire import event as w
 from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import MAX_ID_CHARS
@@ -33,41 +33,6 @@ def began_child(event_id: str, parent_id: str, run: int, ref: str | None) -> boo
     """Whether that run of the parent began a child by this event: with `ref`, or with another one, as far as an id that
     is not too long tells."""
     return event_id.rpartition("/")[0] == f"{parent_id}/{run}" or event_id == child_event_id(parent_id, run, ref)
-
-
-def task(source: str, state: InstanceState, activity: ActivityState, time: str, lapsed: str | None = None) -> WireEvent:
-    """A request to run one attempt. `lapsed`: the worker process that ran it before."""
-    instance_id, run, activity_id = state.instance_id, state.run, activity.activity_id
-    extensions = {
-        w.X_PARTITION_KEY: instance_id,
-        w.X_WORKFLOW: state.workflow,
-        w.X_RUN: str(run),
-        w.X_ACTIVITY: activity.name,
-        w.X_ACTIVITY_ID: activity_id,
-        w.X_ATTEMPT: str(activity.attempt),
-        w.X_IDEMPOTENCY_KEY: f"{instance_id}/{run}/{activity_id}",
-    }
-    if "timeout_s" in activity.attrs:
-        extensions[w.X_TIMEOUT] = repr(activity.attrs["timeout_s"])
-    if "heartbeat_timeout_s" in activity.attrs:
-        extensions[w.X_HEARTBEAT] = repr(activity.attrs["heartbeat_timeout_s"])
-    if "priority" in activity.attrs:
-        extensions[w.X_PRIORITY] = str(activity.attrs["priority"])
-    if lapsed is not None:
-        extensions[w.X_LAPSED] = lapsed
-    policy = activity.attrs.get("policy", {})
-    for attribute, name in ((w.X_RETRY_ON, "retry_on"), (w.X_NO_RETRY_ON, "do_not_retry_on")):
-        if policy.get(name) not in (None, [], ["builtins:Exception"]):
-            extensions[attribute] = ",".join(policy[name])
-    return WireEvent(
-        id=f"{instance_id}/{run}/{activity_id}/{activity.attempt}",
-        source=source,
-        type=w.TASK,
-        subject=instance_id,
-        data=activity.args,
-        time=time,
-        extensions=extensions,
-    )
 
 
 def happened(source: str, type_: str, state: InstanceState, event: HistoryEvent, time: str) -> WireEvent:

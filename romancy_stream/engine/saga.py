@@ -153,10 +153,10 @@ def _claimed(core: EngineCore, batch: Batch, entry: Entry, due: TimerDue) -> Non
     _next(batch, entry)
 
 
-def found(batch: Batch, entry: Entry, run: str | None, ref: str, attrs: dict[str, Any], result: bytes | None) -> bool:
+def found(batch: Batch, entry: Entry, run: int, ref: str, attrs: dict[str, Any], result: bytes | None) -> bool:
     """A result that nobody waits for. False: nor is it of a cancelled activity that would have to be undone."""
     state = entry.state
-    if state.finished is not None or run != str(state.run) or ref not in state.unheard:
+    if state.finished is not None or run != state.run or ref not in state.unheard:
         return False
     batch.record(entry, h.COMPENSATION_FOUND, ref, attrs, result if result is not None else b"null")
     return True

@@ -22,6 +22,7 @@ from romancy_stream.engine.commit import COMPLETED, FAILED, RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.sealing import is_sealed
+from romancy_stream.engine.tasks import Report, Task, result_id
 from romancy_stream.errors import (
     ActivityCancelledError,
     ActivityContextError,
@@ -39,13 +40,12 @@ from romancy_stream.runtime.attempt_transaction import AttemptTransaction
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads, LoopBridge, in_bridge, wait_in_thread
-from romancy_stream.runtime.worker_messages import Message, Messages, Task
+from romancy_stream.runtime.worker_messages import Message, Messages
 from romancy_stream.store.database import finished
 from romancy_stream.store.failures import is_unavailable
 from romancy_stream.store.port import WorkerOutboxRow
 from romancy_stream.store.results import record_result
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.value import value
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ LEFTOVERS_LIMIT: Final = 1_000
 @value
 class Outcome:
     """`kind`: COMPLETED, FAILED, RESENT (somebody's recorded result) or CLOSED (nobody wants to know). `events` go out
-    and are acknowledged before `result`. `rows` are the outbox rows that hold both, in that order, or empty."""
+    and are acknowledged before `report`. `rows` are the outbox rows that hold both, in that order, or empty."""
 
     kind: str
-    result: WireEvent | None = None
+    report: Report | None = None
     events: Sequence[Message] = ()
     rows: Sequence[tuple[str, int]] = ()
 
@@ -261,12 +261,12 @@ class Attempt:
     async def _call(self) -> bytes:
         task, activity = self.task, self._activity
         ctx = ActivityContext(self.info, self)
-        deadline = self._deadline = Deadline(task.timeout_s)
+        deadline = self._deadline = Deadline(task.options.timeout_s)
         try:
             args = await self._opened(task.args) if is_sealed(task.args) else task.args
             if activity.is_async:  # that of a plain function begins when it has a thread
                 deadline.begin()
-            if task.heartbeat_timeout_s is not None:
+            if task.options.heartbeat_timeout_s is not None:
                 self._beating().beat(None)  # the engine waits for heartbeats from here on
             result = await activity.run_attempt(ctx, args, executor=self._bench.threads)
         except BaseException as error:
@@ -315,7 +315,7 @@ class Attempt:
                 raise ActivityCancelledError(f"the activity was cancelled ({self.task})")
 
     def _timed_out(self) -> ActivityTimeoutError:
-        activity_id, timeout_s = self.task.key.activity_id, self.task.timeout_s
+        activity_id, timeout_s = self.task.key.activity_id, self.task.options.timeout_s
         return ActivityTimeoutError(f"activity {activity_id} did not finish within its timeout of {timeout_s:g} s")
 
     @property
@@ -356,7 +356,7 @@ class Attempt:
         return Outcome(FAILED, bench.messages.failed(self.task, encoded, self._duration_us, bench.clock.now_us()))
 
     def _is_retryable(self, error: BaseException) -> bool:
-        policy = self.task.policy
+        policy = self.task.options.policy
         if isinstance(error, ActivityTimeoutError | RetryLaterError) or _is_infrastructure(error):
             policy = RetryPolicy(do_not_retry_on=policy.do_not_retry_on)
         return policy.is_retryable(error)
@@ -443,7 +443,7 @@ async def outcome_of(bench: Bench, task: Task, found: RecordedResult) -> Outcome
     are acknowledged before its result."""
     if found.outcome == CLOSED:
         return Outcome(CLOSED)
-    result = bench.messages.recorded(task, found, None)
+    report = bench.messages.recorded(task, found, None)
     part = bench.messages.part_of(task.key.instance_id)
     rows = await bench.store.worker_outbox([part], bench.clock.now_us() + 1, LEFTOVERS_LIMIT)
     left = [
@@ -451,7 +451,7 @@ async def outcome_of(bench: Bench, task: Task, found: RecordedResult) -> Outcome
         for row in sorted(rows, key=lambda row: (row.incarnation, row.seq))
         if row.key == task.key.instance_id and (row.incarnation, row.seq) not in bench.sent_rows
     ]
-    return Outcome(RESENT, result, [message for message in left if message.id != result.id])
+    return Outcome(RESENT, report, [message for message in left if message.id != result_id(task)])
 
 
 def _explained(error: BaseException) -> BaseException:

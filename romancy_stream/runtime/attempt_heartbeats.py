@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import StoreUnavailableError
-from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 
@@ -39,7 +39,7 @@ class Heartbeats:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        timeout_s = task.heartbeat_timeout_s
+        timeout_s = task.options.heartbeat_timeout_s
         self.every_s = BEAT_EVERY_S if timeout_s is None else min(BEAT_EVERY_S, timeout_s / BEATS_PER_TIMEOUT)
         self._store = store
         self._task = task

@@ -1,18 +1,14 @@
-"""The worker in the engine's own process: what the processor asks of it, and its results, which never leave it. They
+"""The worker in the engine's own process: what the processor asks of it, and its reports, which never leave it. They
 wait here for a batch, as records of `results` would wait in the broker. Values in memory; no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, TypeGuard
+from typing import Protocol
 
 from romancy_stream.engine.commit import ActivityKey, EagerTask
-from romancy_stream.engine.inputs import EagerRoom, Input, Received
-from romancy_stream.wire.event import WireEvent
-from romancy_stream.wire.record import Record
-
-LOCAL_OFFSET: Final = -1
-"""Of a result that came without the broker: it moves no position."""
+from romancy_stream.engine.inputs import EagerRoom, Input, Reported
+from romancy_stream.engine.tasks import Report
 
 
 class LocalWorker(Protocol):
@@ -30,25 +26,24 @@ class LocalWorker(Protocol):
         """They are about to be somebody else's."""
         ...
 
-    def send(self, results: Sequence[WireEvent]) -> None:
+    def send(self, reports: Sequence[Report]) -> None:
         """By the broker after all."""
         ...
 
 
 class LocalResults:
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-        self._waiting: list[Received] = []
+    def __init__(self) -> None:
+        self._waiting: list[Reported] = []
 
     def waits(self, owned: frozenset[int]) -> bool:
-        return any(each.record.partition in owned for each in self._waiting)
+        return any(each.part in owned for each in self._waiting)
 
-    def add(self, part: int, result: WireEvent) -> None:
-        self._waiting.append(Received(Record(self._topic, part, LOCAL_OFFSET, None, None, (), 0), result))
+    def add(self, part: int, report: Report) -> None:
+        self._waiting.append(Reported(part, report))
 
-    def take(self, owned: frozenset[int], limit: int) -> list[Received]:
+    def take(self, owned: frozenset[int], limit: int) -> list[Reported]:
         """Of these partitions, in order. Who takes them gives back what does not become durable."""
-        taken = [each for each in self._waiting if each.record.partition in owned][:limit]
+        taken = [each for each in self._waiting if each.part in owned][:limit]
         if len(taken) == len(self._waiting):
             self._waiting = []
         elif taken:
@@ -58,14 +53,10 @@ class LocalResults:
 
     def give_back(self, inputs: Iterable[Input]) -> None:
         """Those of these inputs that came from here."""
-        self._waiting[:0] = [each for each in inputs if is_local(each)]
+        self._waiting[:0] = [each for each in inputs if isinstance(each, Reported)]
 
-    def leave(self, owned: frozenset[int]) -> list[WireEvent]:
+    def leave(self, owned: frozenset[int]) -> list[Report]:
         """All that belong to other partitions; they are forgotten here."""
-        gone = [each for each in self._waiting if each.record.partition not in owned]
-        self._waiting = [each for each in self._waiting if each.record.partition in owned]
-        return [each.event for each in gone if isinstance(each.event, WireEvent)]
-
-
-def is_local(one: Input) -> TypeGuard[Received]:
-    return isinstance(one, Received) and one.record.offset == LOCAL_OFFSET
+        gone = [each.report for each in self._waiting if each.part not in owned]
+        self._waiting = [each for each in self._waiting if each.part in owned]
+        return gone

@@ -27,25 +27,26 @@ from romancy_stream.engine.inputs import (
     PartitionStart,
     Received,
     Refused,
+    Reported,
     TimerDue,
     Unpark,
 )
+from romancy_stream.engine.tasks import Report
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.hints import Hints
-from romancy_stream.runtime.local_results import LocalResults, LocalWorker, is_local
+from romancy_stream.runtime.local_results import LocalResults, LocalWorker
 from romancy_stream.runtime.patience import Patience
 from romancy_stream.runtime.relay import Relay
 from romancy_stream.runtime.reporting import report
 from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.runtime.suspects import Suspects, part_of
 from romancy_stream.runtime.turns import Turns
-from romancy_stream.runtime.under_way import UnderWay, written
+from romancy_stream.runtime.under_way import Needs, UnderWay, written
 from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import CUT_OFF_S, finished, first_done, seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
-from romancy_stream.wire.event import X_ACTIVITY, Topics, WireEvent
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Processor:
     ) -> None:
         self.core = core
         self._local = local
-        self._results = LocalResults(Topics(core.config.namespace).results)
+        self._results = LocalResults()
         self._under_way: UnderWay | None = None
         self._vault = vault
         self._inputs_per_commit = INPUTS_PER_COMMIT if vault is NO_VAULT else INPUTS_WITH_BLOBS
@@ -276,11 +277,11 @@ class Processor:
             await wait_at_most(self._timers_changed, wait_s)
 
     # -- results of the worker in this process -------------------------------------------------------------------
-    def take_result(self, part: int, result: WireEvent) -> bool:
+    def take_report(self, part: int, report: Report) -> bool:
         """What would come over `results`, without the broker. False: the partition is somebody else's, send it."""
         if part not in self.core.owned:
             return False
-        self._results.add(part, result)
+        self._results.add(part, report)
         self._timers_changed.set()
         return True
 
@@ -416,26 +417,16 @@ class Processor:
         room = self._local.room()
         if self._under_way is not None and not self._under_way.durable:
             for task in self._under_way.commit.eager:
-                room.take(task.queue, task.event.extensions[X_ACTIVITY])
+                room.take(task.queue, task.task.name)
         return room
-
-    def _is_behind(self, inputs: Sequence[Input]) -> bool:
-        """Whether the database will tell something else once the commit that is under way is durable."""
-        if self._under_way is None:
-            return False
-        commit, written = self._under_way.commit, self._under_way.written
-        if commit.blobs or commit.deleted:
-            return True
-        core = self.core
-        asked = [*core.missing(inputs), *core.missing_entities(inputs), *core.intake_keys(inputs)]
-        return not written.isdisjoint(asked)
 
     async def _prepare(self, inputs: Sequence[Input], now_us: int) -> bool:
         """Gives the core what it has to know before it decides. False: the state was read anew meanwhile."""
         asking = self.core.asking(inputs)
-        if self._is_behind(asking) and not await self._settle():
+        needs = self._needs(asking)
+        if self._under_way is not None and self._under_way.changes(needs) and not await self._settle():
             return False
-        loaded = await self._load(inputs, asking)
+        loaded = await self._load(inputs, needs)
         self.core.load(loaded)
         more: dict[str, Any] = {}
         prefixes = self.core.prefixes(asking)
@@ -458,11 +449,15 @@ class Processor:
             self.core.load(replace(loaded, histories={}, entities={}, closed=closed, blobs=blobs))
         return True
 
-    async def _load(self, inputs: Sequence[Input], asking: Sequence[Input]) -> Loaded:
-        """`asking`: see `EngineCore.asking`. The others too may bring payloads that are kept elsewhere."""
+    def _needs(self, asking: Sequence[Input]) -> Needs:
+        core = self.core
+        return Needs(core.missing(asking), core.missing_entities(asking), core.intake_keys(asking))
+
+    async def _load(self, inputs: Sequence[Input], needs: Needs) -> Loaded:
+        """All inputs may bring payloads that are kept elsewhere."""
         found: dict[str, Any] = {}
-        if missing := self.core.missing(asking):
-            known = await self._patience.ask(lambda: self._store.known(missing))
+        if needs.instances:
+            known = await self._patience.ask(lambda: self._store.known(needs.instances))
             open_ids = [i for i, row in known.instances.items() if row.finished_us is None]
             histories = await self._patience.ask(lambda: self._store.histories(open_ids)) if open_ids else {}
             found = {
@@ -472,10 +467,10 @@ class Processor:
                 "histories": {i: list(events) for i, events in histories.items()},
             }
         found["blobs"] = await self._blobs(self.core.blobs(inputs, found.get("histories", {}).values()))
-        if names := self.core.missing_entities(asking):
-            found["entities"] = await self._patience.ask(lambda: self._store.entities(names))
-        if keys := self.core.intake_keys(asking):
-            found["taken_in"] = frozenset(await self._patience.ask(lambda: self._store.taken_in(keys)))
+        if needs.entities:
+            found["entities"] = await self._patience.ask(lambda: self._store.entities(needs.entities))
+        if needs.intake:
+            found["taken_in"] = frozenset(await self._patience.ask(lambda: self._store.taken_in(needs.intake)))
         return Loaded(**found)
 
     async def _blobs(self, names: Sequence[str]) -> Mapping[str, bytes]:
@@ -546,6 +541,10 @@ class Processor:
     async def _set_aside(self, one: Input, error: Exception) -> None:
         log.error("set aside: %r", one, exc_info=error)
         reason = f"{type(error).__name__}: {error}"[:2_000].replace("\0", "\ufffd")
+        if isinstance(one, Reported):
+            assert self._local is not None
+            self._local.send([one.report])  # it comes again as a record, which can be kept
+            return
         if isinstance(one, Received):
             code = "kills_its_owner" if isinstance(error, EngineError) else "refused_by_database"
             commit = await self._decide([Refused(one, code, reason)])
@@ -553,7 +552,7 @@ class Processor:
             self._passed_by.append(one)
             return  # the next sweep comes upon it again; what is parked stays parked
         else:
-            self.core.load(await self._load([one], [one]))
+            self.core.load(await self._load([one], self._needs([one])))
             commit = self.core.park(one.instance_id, self._clock.now_us(), reason)
         await self._commit(commit)
         self._published(commit)
@@ -577,6 +576,6 @@ def _offsets(inputs: Sequence[Input]) -> list[tuple[str, int, int]]:
     for each in inputs:
         if isinstance(each, Refused):
             each = each.received
-        if isinstance(each, Received) and not is_local(each):
+        if isinstance(each, Received):
             ends[TP(each.record.topic, each.record.partition)] = each.record.offset + 1
     return [(topic, partition, end) for (topic, partition), end in ends.items()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from romancy_stream.engine.inputs import Input, Received, Refused
+from romancy_stream.engine.inputs import Input, Received, Refused, Reported
 from romancy_stream.store.port import PartitionSnapshot, Store
 
 STALLS: Final = 2
@@ -23,6 +23,8 @@ CAREFUL_INPUTS: Final = 200
 def name_of(one: Input) -> str:
     if isinstance(one, Received):
         return f"{one.record.topic}/{one.record.partition}/{one.record.offset}"
+    if isinstance(one, Reported):
+        return f"report of {one.report.key}, attempt {one.report.attempt}"
     return f"{type(one).__name__} {one}"
 
 

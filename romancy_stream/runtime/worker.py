@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from romancy_stream.activity import Activity
 from romancy_stream.broker.port import TP, Broker, Record
-from romancy_stream.engine.commit import COMPLETED, FAILED, ActivityKey, RecordedResult
+from romancy_stream.engine.commit import COMPLETED, FAILED, ActivityKey, EagerTask, RecordedResult
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.tasks import Report, Task
 from romancy_stream.errors import (
     ActivityError,
     BrokerUnavailableError,
@@ -37,7 +38,7 @@ from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
 from romancy_stream.runtime.worker_eager import ALONE_LIMIT, Eager
 from romancy_stream.runtime.worker_lookup import has_past, look_up
-from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
+from romancy_stream.runtime.worker_messages import Message, Messages, read_task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.runtime.worker_pace import Pace
 from romancy_stream.runtime.worker_queue import TaskQueue, Waiting
@@ -46,7 +47,6 @@ from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Place, Running, Times, Watch
 from romancy_stream.store.database import finished
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.wire.event import WireEvent
 from romancy_stream.wire.malformed import Malformed
 
 log = logging.getLogger(__name__)
@@ -368,14 +368,15 @@ class ActivityWorker:
     def part_of(self, instance_id: str) -> int:
         return self._messages.part_of(instance_id)
 
-    def take_ahead(self, name: str, waiting: Waiting) -> None:
-        queue = self._by_name[name]
-        if has_past(waiting.task):
-            self._looked_up.add(waiting.task.identity)
-            self._start(self._take_with_past(queue, waiting))
-        else:
-            queue.add(waiting, next(self._numbers))
-            self._begin()
+    def take_ahead(self, tasks: Sequence[EagerTask]) -> None:
+        for each in tasks:
+            queue, waiting = self._by_name[each.queue], Waiting(each.task, None, 0)
+            if has_past(each.task):
+                self._looked_up.add(each.task.identity)
+                self._start(self._take_with_past(queue, waiting))
+            else:
+                queue.add(waiting, next(self._numbers))
+        self._begin()
 
     async def _take_with_past(self, queue: TaskQueue, waiting: Waiting) -> None:
         known = await look_up(self._store, [], [waiting.task])
@@ -393,10 +394,10 @@ class ActivityWorker:
         """See `Watch.keep`."""
         await self._watch.keep([each for identity, each in self._running.items() if identity in identities])
 
-    def send_results(self, results: Sequence[WireEvent]) -> None:
-        self._start(self._send_results([self._messages.to_engine(result) for result in results]))
+    def send_reports(self, reports: Sequence[Report]) -> None:
+        self._start(self._send([self._messages.to_engine(report) for report in reports]))
 
-    async def _send_results(self, messages: Sequence[Message]) -> None:
+    async def _send(self, messages: Sequence[Message]) -> None:
         await self._sender.deliver(messages)
 
     # -- beginning them ----------------------------------------------------------------------------------------------

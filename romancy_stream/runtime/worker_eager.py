@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from romancy_stream.engine.commit import ActivityKey, EagerTask
 from romancy_stream.engine.inputs import EagerRoom
-from romancy_stream.runtime.worker_messages import Task, task_of
-from romancy_stream.runtime.worker_queue import Waiting
-from romancy_stream.wire.event import WireEvent
+from romancy_stream.engine.tasks import Report, Task
 
 if TYPE_CHECKING:
     from romancy_stream.runtime.worker import ActivityWorker
@@ -29,9 +27,9 @@ ALONE_LIMIT: Final = 10_000
 
 
 class Engine(Protocol):
-    """Who gets the results."""
+    """Who gets the reports."""
 
-    def take_result(self, part: int, result: WireEvent) -> bool: ...
+    def take_report(self, part: int, report: Report) -> bool: ...
 
 
 class Eager:
@@ -58,10 +56,8 @@ class Eager:
         return EagerRoom(self.incarnation, queues, free, min(limit, free + limit), spare_s, worker.pace.expected_s)
 
     def run(self, tasks: Sequence[EagerTask]) -> None:
-        for each in tasks:
-            task = task_of(each.event)
-            self._tasks.add(task.identity)
-            self._worker.take_ahead(each.queue, Waiting(task, None, 0))
+        self._tasks.update(each.task.identity for each in tasks)
+        self._worker.take_ahead(tasks)
 
     def is_running(self, key: ActivityKey, attempt: int) -> bool:
         return (key, attempt) in self._tasks
@@ -75,17 +71,17 @@ class Eager:
             await self._worker.keep(lost)
 
     # -- for the worker ------------------------------------------------------------------------------------------
-    def report(self, task: Task, result: WireEvent) -> bool:
-        """Whether the engine of this process has the result."""
+    def report(self, task: Task, report: Report) -> bool:
+        """Whether the engine of this process has it."""
         if self.engine is None or task.identity not in self._tasks:
             return False
-        return self.engine.take_result(self._worker.part_of(task.key.instance_id), result)
+        return self.engine.take_report(self._worker.part_of(task.key.instance_id), report)
 
     def ended(self, task: Task) -> None:
         if self._tasks:
             self._tasks.discard(task.identity)
 
-    def send(self, results: Sequence[WireEvent]) -> None:
+    def send(self, reports: Sequence[Report]) -> None:
         """To whoever owns their partitions now."""
-        if results:
-            self._worker.send_results(results)
+        if reports:
+            self._worker.send_reports(reports)

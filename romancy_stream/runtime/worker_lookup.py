@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from romancy_stream.engine.commit import ActivityKey, Heartbeat, RecordedResult
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import StoreUnavailableError
-from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Detached, Store
 
@@ -45,7 +45,7 @@ NOTHING: Final = Known()
 
 def has_past(task: Task) -> bool:
     """Whether there may be heartbeats of an earlier attempt."""
-    return task.attempt > 1 or task.heartbeat_timeout_s is not None or task.lapsed is not None
+    return task.attempt > 1 or task.options.heartbeat_timeout_s is not None or task.lapsed is not None
 
 
 async def look_up(store: Store, suspects: Sequence[Task], others: Sequence[Task]) -> Known:

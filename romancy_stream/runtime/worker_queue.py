@@ -13,10 +13,10 @@ from typing import Final
 
 from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource
 from romancy_stream.engine.commit import ActivityKey, RecordedResult
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import BrokerUnavailableError
 from romancy_stream.queues import QueueOptions
 from romancy_stream.runtime.worker_limits import Allowance
-from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.runtime.worker_pace import leave
 from romancy_stream.wire.event import Topics
@@ -108,7 +108,7 @@ class TaskQueue:
         self._bytes += len(waiting.task.args)
         self._fetched += waiting.progress is not None
         self.names[waiting.task.name] += 1
-        heappush(self._heap, (waiting.task.priority, number, waiting))
+        heappush(self._heap, (waiting.task.options.priority, number, waiting))
 
     def first(self) -> tuple[int, int] | None:
         """The place of the task that is next, as far as this queue may begin any. The lower, the sooner."""

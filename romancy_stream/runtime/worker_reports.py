@@ -12,13 +12,13 @@ from typing import Any
 
 from romancy_stream.engine.commit import FAILED
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.tasks import Report, Task
 from romancy_stream.errors import BrokerUnavailableError, PayloadTooLargeError
 from romancy_stream.runtime.attempt import Outcome
 from romancy_stream.runtime.clock import DatabaseClock
-from romancy_stream.runtime.worker_messages import Messages, Task
+from romancy_stream.runtime.worker_messages import Messages
 from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Running
-from romancy_stream.wire.event import WireEvent
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Refusals = Sequence[str | None]
 
 
 class Reports:
-    """`eager` says whether the engine of this process has a result. `start` runs a coroutine that ends by itself, or is
+    """`eager` says whether the engine of this process has a report. `start` runs a coroutine that ends by itself, or is
     cancelled when the worker leaves. `ended` is called once for each: when the broker has everything or will never have
     it; or with None, when that was cut off."""
 
@@ -35,7 +35,7 @@ class Reports:
         sender: Sender,
         messages: Messages,
         clock: DatabaseClock,
-        eager: Callable[[Task, WireEvent], bool],
+        eager: Callable[[Task, Report], bool],
         start: Callable[[Coroutine[Any, Any, None]], None],
         ended: Callable[[Running, Outcome | None], None],
     ) -> None:
@@ -49,12 +49,12 @@ class Reports:
     async def report(self, running: Running, outcome: Outcome) -> None:
         """May return before `ended` is called."""
         refusals = await self._sender.deliver(outcome.events) if outcome.events else ()
-        if outcome.result is None:
+        if outcome.report is None:
             self._finish(running, outcome, refusals)
-        elif self._eager(running.task, outcome.result):
+        elif self._eager(running.task, outcome.report):
             self._finish(running, outcome, (*refusals, None))
         else:
-            message = self._messages.to_engine(outcome.result)
+            message = self._messages.to_engine(outcome.report)
             await self._sender.post(message, partial(self._answered, running, outcome, refusals))
 
     def _answered(self, running: Running, outcome: Outcome, refusals: Refusals, answer: asyncio.Future[int]) -> None:
@@ -66,11 +66,11 @@ class Reports:
             self._finish(running, outcome, (*refusals, None))
 
     async def _report_late(self, running: Running, outcome: Outcome, refusals: Refusals, error: BaseException) -> None:
-        assert outcome.result is not None
+        assert outcome.report is not None
         refusal: str | None = str(error)
         try:
             if isinstance(error, BrokerUnavailableError):
-                [refusal] = await self._sender.deliver([self._messages.to_engine(outcome.result)], failed=error)
+                [refusal] = await self._sender.deliver([self._messages.to_engine(outcome.report)], failed=error)
             else:
                 self._sender.refused += 1
             if refusal is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from romancy_stream.engine.commit import ActivityKey
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import StoreUnavailableError
 from romancy_stream.runtime.attempt import Attempt
-from romancy_stream.runtime.worker_messages import Task
 from romancy_stream.runtime.worker_offsets import Progress
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Detached, Store

@@ -17,13 +17,14 @@ from typing import Any, Final
 from romancy_stream.activity import Activity, ActivityContext, ActivityInfo
 from romancy_stream.engine.commit import ActivityKey, OutboxRow
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import ActivityTimeoutError, ConfigurationError, InvalidInputError, UnmockedActivityError
 from romancy_stream.instances import moment
 from romancy_stream.runtime.attempt import Attempt, Bench
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
-from romancy_stream.runtime.worker_messages import Message, Messages, Task, read_task
+from romancy_stream.runtime.worker_messages import Message, Messages, read_task
 from romancy_stream.testing.activities import TestedAttempt, backend_of
 from romancy_stream.testing.mocks import NEVER, Call, Mock, arguments_of
 from romancy_stream.testing.sessions import AttemptStore
@@ -170,8 +171,8 @@ class Crew:
         outcome = await attempt.run()
         for message in outcome.events:
             self._send(message)
-        if outcome.result is not None:
-            self._send(self._messages.to_engine(outcome.result))
+        if outcome.report is not None:
+            self._send(self._messages.to_engine(outcome.report))
 
     async def _mocked(self, task: Task, args: bytes, mock: Mock) -> None:
         in_attempt.set(True)
@@ -193,12 +194,12 @@ class Crew:
         except Exception as error:
             message = self._failure(task, error)
         takes = mock.takes
-        if task.timeout_s is not None and takes > timedelta(seconds=task.timeout_s):
-            takes = timedelta(seconds=task.timeout_s)
-            told = f"activity {key.activity_id} did not finish within its timeout of {task.timeout_s:g} s"
+        if task.options.timeout_s is not None and takes > timedelta(seconds=task.options.timeout_s):
+            takes = timedelta(seconds=task.options.timeout_s)
+            told = f"activity {key.activity_id} did not finish within its timeout of {task.options.timeout_s:g} s"
             message = self._failure(task, ActivityTimeoutError(told))
         due_us = now_us if takes == NEVER else now_us + takes // timedelta(microseconds=1)
-        if takes and task.heartbeat_timeout_s is not None:
+        if takes and task.options.heartbeat_timeout_s is not None:
             await self._store.beat(key, task.attempt, None, due_us)  # one that comes to an end was heard of until then
         if takes == NEVER:
             return
@@ -208,7 +209,7 @@ class Crew:
             self._send(message)
 
     def _failure(self, task: Task, error: BaseException) -> Message:
-        retryable = isinstance(error, ActivityTimeoutError) or task.policy.is_retryable(error)
+        retryable = isinstance(error, ActivityTimeoutError) or task.options.policy.is_retryable(error)
         messages = self._messages
         return messages.to_engine(messages.failed(task, encode_error(error, retryable=retryable), 0, self._now_us()))
 

@@ -18,10 +18,11 @@ from sqlalchemy import text
 from romancy_stream import App, BrokerUnavailableError, RetryPolicy, StoreUnavailableError
 from romancy_stream.broker.embedded import EmbeddedBroker
 from romancy_stream.engine import history as h
-from romancy_stream.engine.commit import Commit, EagerTask, ItemRow, MemberRow, OutboxRow
+from romancy_stream.engine.commit import ActivityKey, Commit, EagerTask, ItemRow, MemberRow, OutboxRow
 from romancy_stream.engine.config import CoreConfig
 from romancy_stream.engine.core import EngineCore
 from romancy_stream.engine.inputs import EagerRoom, Outlived
+from romancy_stream.engine.tasks import Report
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.runtime.relay import IN_FLIGHT_LIMIT, Relay
 from romancy_stream.runtime.under_way import written
@@ -69,6 +70,7 @@ class Local:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.sent: list[Report] = []
 
     def room(self) -> EagerRoom:
         return EagerRoom(self.incarnation, {"default"}, 100)
@@ -82,8 +84,9 @@ class Local:
     async def leave(self, parts: frozenset[int]) -> None:
         self.told.append("leave")
 
-    def send(self, results: Sequence[WireEvent]) -> None:
-        self.told += ["sent"] * len(results)
+    def send(self, reports: Sequence[Report]) -> None:
+        self.sent += reports
+        self.told += ["sent"] * len(reports)
 
 
 @contextlib.asynccontextmanager
@@ -120,6 +123,10 @@ def starts(app: App, first: int, *names: str) -> dict[TP, list[Record]]:
         headers, value = encode(event)
         records.append(Record(app.topics.commands, 0, offset, name.encode(), value, headers, 0))
     return {TP(app.topics.commands, 0): records}
+
+
+def report(instance_id: str, activity_id: str = "none:1") -> Report:
+    return Report(ActivityKey(instance_id, 1, activity_id), 1, w.ACTIVITY_COMPLETED, b"1", None, None)
 
 
 async def there(store: Store) -> tuple[set[str], set[str], int]:
@@ -227,6 +234,24 @@ async def test_an_error_of_the_commit_before_is_not_taken_for_one_of_this_batch(
         await nothing_is_passed_by(store, later)
 
 
+async def test_a_report_that_cannot_be_written_goes_by_the_broker_and_holds_back_nothing(tmp_path: Path) -> None:
+    """There it is a record, which can be a dead letter."""
+    local = Local()
+    async with engine(tmp_path, local) as (processor, store, app):
+        await processor.on_batch(starts(app, 0, "ada", "bob"))
+        store.bad = refuse(concerns(h.ACTIVITY_COMPLETED, "ada"))
+        spoils, fine = report("ada", "greet:1"), report("bob", "greet:1")
+        timers = asyncio.create_task(processor.run_timers())
+        processor.take_report(0, spoils)
+        processor.take_report(0, fine)
+        await eventually(lambda: local.sent == [spoils])
+        await eventually(lambda: processor.core.entry("bob") is None)  # it has finished
+        ada = processor.core.entry("ada")
+        assert ada is None or ada.state.finished is None
+        timers.cancel()
+        await asyncio.gather(timers, return_exceptions=True)
+
+
 async def test_no_task_is_begun_behind_the_farewell(tmp_path: Path) -> None:
     """The worker's farewell gives leases to what runs and drops what waits."""
     local = Local()
@@ -306,8 +331,7 @@ async def main():
         store.take_over = take_over
         timers = asyncio.create_task(processor.run_timers())
         await asyncio.sleep(0.1)
-        result = t.WireEvent("r", "w", t.w.ACTIVITY_COMPLETED, "ada", b"1", t.new_event_time(1), {})
-        processor.take_result(0, result)
+        processor.take_report(0, t.report("ada"))
         try:
             await processor.on_batch(t.starts(app, 0, "ada"))
         except FencedError:
@@ -337,9 +361,8 @@ async def test_cancelling_the_timers_does_not_spoil_a_clean_end(tmp_path: Path, 
         store.gate.clear()
         await processor.on_batch(starts(app, 0, "ada"))
         await store.waiting.wait()
-        result = WireEvent("r", "w", w.ACTIVITY_COMPLETED, "nobody", b"1", new_event_time(1), {})
         timers = asyncio.create_task(processor.run_timers())
-        processor.take_result(0, result)
+        processor.take_report(0, report("nobody"))
         core = processor.core
         before = core._owned[0].commit_no
         await eventually(lambda: core._owned[0].commit_no == before + 1)  # decided, and waits in `_settle`

@@ -10,6 +10,7 @@ import pytest
 
 from romancy_stream import ActivityContext, App, RateLimit, activity
 from romancy_stream.engine.commit import EagerTask
+from romancy_stream.engine.tasks import task_of
 from romancy_stream.queues import QueueOptions
 from romancy_stream.runtime import worker_queue
 from romancy_stream.runtime.worker import ActivityWorker
@@ -120,7 +121,8 @@ async def test_nor_beyond_what_it_can_hold(sqlite_bench: Bench, monkeypatch: pyt
 def kept_here(n: int, attempt: int = 1) -> EagerTask:
     ext = {w.X_RUN: "1", w.X_ACTIVITY: "work", w.X_ACTIVITY_ID: f"here:{n}", w.X_ATTEMPT: str(attempt)}
     data = orjson.dumps({"args": [n], "kwargs": {}})
-    return EagerTask(0, QUEUE, WireEvent(f"e{n}", "/romancy/shop", w.TASK, subject="i1", data=data, extensions=ext))
+    event = WireEvent(f"e{n}", "/romancy/shop", w.TASK, subject="i1", data=data, extensions=ext)
+    return EagerTask(0, QUEUE, task_of(event))
 
 
 async def test_what_an_engine_here_has_to_do_holds_back_nothing_that_came_by_the_broker(

@@ -23,9 +23,10 @@ from romancy_stream.contract import contract_path
 from romancy_stream.engine.commit import RecordedResult
 from romancy_stream.engine.definitions import Publication
 from romancy_stream.engine.failure import encode_error
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import ConfigurationError
 from romancy_stream.messaging import message_publication
-from romancy_stream.runtime.worker_messages import Messages, Task, read_task
+from romancy_stream.runtime.worker_messages import Messages, read_task
 from romancy_stream.wire import event as names
 from romancy_stream.wire import malformed as m
 from romancy_stream.wire.codec import decode, encode, header_bytes
