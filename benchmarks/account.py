@@ -15,9 +15,16 @@ from typing import Final
 # The first name that fits, from the innermost frame outwards, says what a sample is for.
 PURPOSES: Final = {
     "records read: decoded and checked": ("decode (", "Processor.on_batch.<locals>.<listcomp>", "read_task ("),
-    "what a batch has to know first": ("Processor._prepare", "Processor._is_behind"),
+    "what a batch has to know first": ("Processor._prepare", "Processor._needs"),
     "workflow code, its event loop, its arguments and results": ("LiveInstance.deliver",),
-    "events and tasks made": ("encode_text (", "task (", "happened (", "Batch.send"),
+    "events and tasks made": (
+        "encode_text (",
+        "task_for (",
+        "task_event (",
+        "report_event (",
+        "happened (",
+        "Batch.send",
+    ),
     "history events, folded into state": ("Batch.record", "Batch.start", "apply (", "begin ("),
     "rows of the tables": ("Batch.finish",),
     "the rest of the core: whose it is, what is known, attempts": ("EngineCore.handle",),
