@@ -176,6 +176,8 @@ def _decode_any(record: Record) -> WireEvent | Malformed:
                 attributes[name] = raw.decode()
             except UnicodeDecodeError:
                 return Malformed(m.INVALID_UTF8, f"the header {header!a} is not UTF-8")
+        elif not header.isascii() and _check_unicode((header,)) is not None:
+            return Malformed(m.INVALID_UTF8, f"the name of a header is not UTF-8: {header[:80]!a}")
     content_type = attributes.pop(CONTENT_TYPE, None)
     media = content_type.lower().lstrip() if content_type else ""
     if media.startswith(_STRUCTURED):

@@ -15,7 +15,8 @@ class TP(NamedTuple):
 
 @value
 class Record:
-    """One record read. `timestamp_ms` is the log's append time; header values may be None as Kafka allows."""
+    """One record read. `timestamp_ms` is the log's append time; header values may be None as Kafka allows, and
+    header names have lone surrogates in place of bytes that are no UTF-8."""
 
     topic: str
     partition: int

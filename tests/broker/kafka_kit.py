@@ -9,12 +9,17 @@ import contextlib
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
+from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
+from aiokafka.codec import lz4_encode
 from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy as BatchBuilder
+from aiokafka.record.util import calc_crc32c, encode_varint_py
+from aiokafka.structs import TopicPartition
 
 from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
-from romancy_stream.broker.port import TP, BatchSource, Broker, OutRecord, Record, TopicSpec
+from romancy_stream.broker.kafka.tail import KafkaTail
+from romancy_stream.broker.port import TP, BatchSource, Broker, OutRecord, Record, Tail, TopicSpec
+from tests.support import eventually
 
 # A member that died is noticed after 2 s; a rebalance after 0.3 s.
 FAST = KafkaSettings(session_timeout_ms=2_000, heartbeat_interval_ms=300)
@@ -120,42 +125,72 @@ async def produce(broker: Broker, topic: str, count: int, partitions: int = 1, s
     await asyncio.gather(*await broker.send(rows))
 
 
-# -- records that other producers may write, and aiokafka's consumers cannot read ------------------------------
-class _NoText(str):
-    def encode(self, *_: object) -> bytes:
-        return b"\xff\xfe"
+# -- batches as other producers may write them: brokers take them all, aiokafka's own parser does not ------------
+GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+Headers = Sequence[tuple[bytes, bytes]]
 
 
-def header_name_that_is_no_text() -> bytes:
-    """Kafka calls names of headers texts, and takes any bytes."""
-    batch = BatchBuilder(2, 0, False, -1, -1, -1, 1 << 20)
-    batch.append(0, None, b"k", b"v", [(_NoText("ab"), b"v")])
-    return bytes(batch.build())
+def raw_record(
+    value: bytes, headers: Headers = (), *, key: bytes = b"k", offset_delta: int = 0, attributes: int = 0
+) -> bytes:
+    parts = [part for header in headers for part in header]
+    texts = b"".join(_number(len(part)) + part for part in (key, value))
+    fields = bytes([attributes]) + _number(0) + _number(offset_delta) + texts + _number(len(headers))
+    body = fields + b"".join(_number(len(part)) + part for part in parts)
+    return _number(len(body)) + body
 
 
-def compressed_as_nobody_here_can_read() -> bytes:
-    """By snappy, in the frame that the Java client uses. aiokafka has no codec for it of its own."""
+def raw_batch(
+    *records: bytes,
+    codec: int = 0,
+    compress: Callable[[bytes], bytes] = bytes,
+    base: int = 0,
+    append_time: bool = False,
+) -> bytes:
+    """With the checksum that it should have."""
+    body = b"".join(
+        [struct.pack(">iqqqhii", len(records) - 1, 0, 0, -1, -1, -1, len(records)), compress(b"".join(records))]
+    )
+    body = struct.pack(">h", codec | 8 * append_time) + body
+    return struct.pack(">qiibI", base, len(body) + 9, -1, 2, calc_crc32c(body)) + body
 
-    class Snappy(BatchBuilder):  # type: ignore[misc]
-        def _maybe_compress(self) -> bool:
-            plain = bytes(self._buffer[self.HEADER_STRUCT.size :])
-            assert len(plain) < 60
-            block = bytes([len(plain), (len(plain) - 1) << 2]) + plain
-            self._buffer[self.HEADER_STRUCT.size :] = b"\x82SNAPPY\x00" + struct.pack(">iii", 1, 1, len(block)) + block
-            return True
 
-    batch = Snappy(2, 2, False, -1, -1, -1, 1 << 20)
-    batch.append(0, None, b"k", b"v", [])
-    return bytes(batch.build())
+def _number(number: int) -> bytes:
+    written = bytearray()
+    encode_varint_py(number, written.append)
+    return bytes(written)
+
+
+NO_TEXT = b"\xff\xfe"
+"""Kafka says that names of headers are texts, and takes any bytes."""
+
+
+def beyond_reading(*records: bytes) -> bytes:
+    """Java's decoder stops at the end of the first frame."""
+    return raw_batch(*records, codec=LZ4, compress=lambda plain: lz4_encode(plain) + b"and more")
 
 
 async def append_raw(broker: KafkaBroker, topic: str, batch: bytes) -> None:
     """To partition 0, of a cluster with one broker."""
     client = AIOKafkaClient(bootstrap_servers=broker.bootstrap)
     await client.bootstrap()
-    try:
+
+    async def appended() -> bool:
         request = ProduceRequest(None, -1, 5_000, [(topic, [(0, batch)])])
         answer = await client.send(client.get_random_node(), request)
-        assert answer.topics[0][1][0][1] == 0, answer
+        error = kafka.for_code(answer.topics[0][1][0][1])
+        assert error in (kafka.NoError, kafka.NotLeaderForPartitionError), error
+        return bool(error is kafka.NoError)
+
+    try:
+        await eventually(appended)
     finally:
         await client.close()
+
+
+def spoil(tail: Tail, topic: str) -> None:
+    """What the tail reads next of partition 0 has not its checksum."""
+    assert isinstance(tail, KafkaTail)
+    assert tail._consumer is not None
+    error = kafka.CorruptRecordException(f"Invalid CRC - {topic}/0")
+    tail._consumer._fetcher._set_error(TopicPartition(topic, 0), error)

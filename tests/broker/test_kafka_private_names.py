@@ -14,9 +14,12 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher as AioFetcher
+from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
 from faust.app.base import App, BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
@@ -63,6 +66,9 @@ METHODS = [
     (GroupCoordinator, "ensure_coordinator_known", [], True),
     (GroupCoordinator, "coordinator_dead", [], False),
     (AioFetcher, "_notify", ["future"], False),
+    (AioFetcher, "_proc_fetch_request", ["assignment", "node_id", "request"], True),
+    (PartitionRecords, "_unpack_records", [], False),
+    (_DefaultRecordBatchPy, "_maybe_uncompress", [], False),
     (AIOKafkaClient, "force_metadata_update", [], False),
     (MessageAccumulator, "fail_all", ["exception"], False),
     (MessageAccumulator, "flush", [], True),
@@ -88,6 +94,12 @@ ATTRIBUTES: list[tuple[type, str]] = [
     (AIOKafkaConsumer, "_fetcher"),
     (AioFetcher, "_fetch_waiters"),
     (AioFetcher, "_pending_tasks"),
+    (PartitionRecords, "_tp"),
+    (PartitionRecords, "_records"),
+    (PartitionRecords, "_records_iterator"),
+    (_DefaultRecordBatchPy, "_buffer"),
+    (_DefaultRecordBatchPy, "_pos"),
+    (_DefaultRecordBatchPy, "_num_records"),
     (GroupCoordinator, "generation"),
     (GroupCoordinator, "member_id"),
     (GroupCoordinator, "group_id"),
@@ -105,6 +117,22 @@ def test_attribute(owner: type, name: str) -> None:
 
 def test_faust_is_the_version_that_the_seam_was_written_for() -> None:
     assert importlib.metadata.version("faust-streaming") == "0.15.3"
+
+
+def test_aiokafka_is_the_version_that_the_reader_was_written_for() -> None:
+    assert importlib.metadata.version("aiokafka").startswith("0.14.")
+
+
+def test_aiokafka_makes_in_one_method_what_the_reader_makes_differently() -> None:
+    method = AioFetcher._proc_fetch_request
+    assert {"MemoryRecords", "PartitionRecords"} <= set(method.__code__.co_names)
+    assert method.__code__.co_freevars == ()
+    assert (method.__defaults__, method.__kwdefaults__) == (None, None)
+    assert "records = self._records" in inspect.getsource(PartitionRecords._unpack_records)
+    assert (
+        "self._records" not in inspect.getsource(PartitionRecords._unpack_records).split("records = self._records")[1]
+    )
+    assert type("Subclass", (MemoryRecords,), {})(b"").size_in_bytes() == 0  # it is written in C, and open
 
 
 async def test_faust_passes_active_partitions_as_the_live_set(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from romancy_stream import App, WorkflowContext
 from romancy_stream.broker.kafka import KafkaBroker
 from romancy_stream.handle import Handle
 from romancy_stream.runtime import hub
-from tests.broker.kafka_kit import append_raw, header_name_that_is_no_text
+from tests.broker.kafka_kit import NO_TEXT, append_raw, raw_batch, raw_record, spoil
 from tests.runtime.test_hub_expected import NEVER_S, listening
 from tests.support import eventually
 
@@ -42,7 +42,8 @@ async def app(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[App]:
         yield app
 
 
-async def test_results_are_found_behind_what_cannot_be_read(app: App) -> None:
+@pytest.mark.parametrize("damage", ["name of a header", "checksum"])
+async def test_results_are_found_behind_what_cannot_be_read(app: App, damage: str) -> None:
     async with app.client() as client:
         await listening(client)
         for name in "ab":
@@ -51,9 +52,13 @@ async def test_results_are_found_behind_what_cannot_be_read(app: App) -> None:
         await eventually(lambda: app.get_instance("a"))
         ends = [asyncio.create_task(each.result(timeout=PATIENCE_S)) for each in handles.values()]
         await eventually(lambda: len(client._hub._waiters) == 2 and client._hub._looking is None)
-        broker = client._broker
+        broker, tail = client._broker, client._hub._tail
         assert isinstance(broker, KafkaBroker)
-        await append_raw(broker, app.topics.events, header_name_that_is_no_text())
+        if damage == "checksum":
+            spoil(tail, app.topics.events)
+        else:
+            await append_raw(broker, app.topics.events, raw_batch(raw_record(b"v", [(NO_TEXT, b"v")])))
         for name in "ab":
             await app.send_event(type="go", data=name, subject=name)
         assert await asyncio.gather(*ends) == ["a", "b"]
+        assert client._hub._tail is tail

@@ -1,6 +1,7 @@
 """`Consumer`: aiokafka's, which can be started and stopped while Kafka is away. aiokafka's own `stop` waits for
 whatever is under way, for half a minute when nobody answers, and where a fetch was waiting to be tried again it ends
-with the CancelledError that was meant for that fetch, its connections still open. It uses private names of aiokafka.
+with the CancelledError that was meant for that fetch, its connections still open. And it reads what aiokafka does not,
+see `reading`. It uses private names of aiokafka.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from romancy_stream.broker.kafka.faults import describe
+from romancy_stream.broker.kafka.reading import read_all
 from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         try:
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 await super().start()
+            read_all(self._fetcher)  # nothing is assigned yet
         except BaseException:
             await self.stop()
             raise
