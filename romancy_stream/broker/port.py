@@ -88,7 +88,7 @@ class BatchSource(Protocol):
         ...
 
     async def commit_hint(self, offsets: Mapping[TP, int]) -> None:
-        """Tell lag tools how far we are. Best effort; never the truth."""
+        """Tell lag tools how far we are; never the truth. BrokerUnavailableError where they may not have heard it."""
         ...
 
     async def confirm_membership(self) -> bool:

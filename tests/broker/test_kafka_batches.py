@@ -13,7 +13,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from faust.types import TP as FaustTP
 
-from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
+from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings, seam
 from romancy_stream.broker.kafka.membership import confirmed
 from romancy_stream.broker.kafka.source import FaustBatchSource
 from romancy_stream.broker.port import TP, BatchSource, Broker, Record
@@ -418,6 +418,32 @@ async def test_a_coordinator_that_does_not_answer(kafka: Broker, name: str) -> N
         silent._send_req = never
         with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.2 s"):
             await confirmed(SimpleNamespace(_coordinator=silent), coordinator.generation, limit_s=0.2)
+
+
+async def test_a_hint_that_is_not_answered(kafka: Broker, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever told it tells it again. Kafka's newest offsets would be old ones for as long as nothing happens."""
+    await make_topic(kafka, name)
+    handler = Handler()
+    source = kafka.batches([name], name, handler)
+    async with running(source):
+        await eventually(lambda: handler.owned)
+        assert isinstance(source, FaustBatchSource)
+        assert source._consumer is not None
+        aio, answered = source._consumer._aio, asyncio.Event()
+        commit = aio.commit
+
+        async def late(offsets: object) -> None:
+            await answered.wait()
+            await commit(offsets)
+
+        monkeypatch.setattr(aio, "commit", late)
+        monkeypatch.setattr(seam, "HINT_LIMIT_S", 0.2)
+        for _ in range(2):  # no answer; the one before hangs still
+            with pytest.raises(BrokerUnavailableError, match="hint of offsets"):
+                await source.commit_hint({TP(name, 0): 0})
+        answered.set()
+        await eventually(aio._committing.done)
+        await source.commit_hint({TP(name, 0): 0})
 
 
 async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootstrap: str, name: str) -> None:

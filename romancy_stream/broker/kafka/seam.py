@@ -27,7 +27,7 @@ from mode import Service
 from mode.utils.futures import maybe_async
 
 from romancy_stream.broker.kafka.consumer import Consumer
-from romancy_stream.broker.kafka.faults import describe
+from romancy_stream.broker.kafka.faults import describe, translated
 from romancy_stream.broker.kafka.membership import confirmed, kept_alive
 from romancy_stream.broker.kafka.settings import KafkaSettings
 from romancy_stream.broker.kafka.watchdog import waiting
@@ -130,8 +130,10 @@ class BatchConsumer(driver.Consumer):
         try:  # not Faust's commit, which crashes the consumer on most errors
             if hints:
                 await self._aio.commit_within(HINT_LIMIT_S, hints)
+        except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
+            log.info("who has the partitions now tells of the offsets: %s", describe(error))
         except (kafka.KafkaError, TimeoutError) as error:
-            log.info("hint of offsets not committed: %s", describe(error))
+            raise translated(error, "hint of offsets") from error
 
     async def confirm_membership(self) -> bool:
         """See the port. BrokerUnavailableError when the coordinator does not answer within a session."""
