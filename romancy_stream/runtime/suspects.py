@@ -1,7 +1,8 @@
 """What to do about an input that kills its owner: a step that never returns, or takes the whole process down. Such an
 input would kill every owner in turn. So when a partition changes hands twice without a commit in between, its inputs
 are processed one at a time, each named in the database before it is touched. The one that stands there after two more
-ends is set aside: once may be chance, an owner can lose its partition at any moment.
+ends is set aside: once may be chance, an owner can lose its partition at any moment. It stays named behind the next:
+what is set aside may come again with the next owner, as instances that are parked do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ STALLS: Final = 2
 """Takeovers without a commit that make an owner careful. Idle partitions get there too; it costs them nothing."""
 ENDS: Final = 2
 """Owners that must have ended over an input, alone, before it is set aside."""
+GUILTY_LIMIT: Final = 100
+"""Named in the database at a time. Each has ended two owners."""
 CAREFUL_INPUTS: Final = 200
 """Processed one at a time before a partition is trusted again: more than one fetch usually brings after a crash."""
 
@@ -38,15 +41,15 @@ class Suspects:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._left: dict[int, int] = {}  # partition -> inputs to process one at a time
-        self._found: dict[int, tuple[str, int]] = {}  # partition -> what was under way at the end, how often
+        self._found: dict[int, dict[str, int]] = {}  # partition -> what was under way at an end: how often
         self._epoch: dict[int, int] = {}
 
     def adopt(self, snapshot: PartitionSnapshot) -> None:
         self._epoch[snapshot.part] = snapshot.epoch
         if snapshot.stalls >= STALLS or snapshot.suspect is not None:
             self._left[snapshot.part] = CAREFUL_INPUTS
-            count, _, name = (snapshot.suspect or "0 ").partition(" ")
-            self._found[snapshot.part] = (name, int(count))
+            lines = [line.partition(" ") for line in (snapshot.suspect or "0 ").split("\n")]
+            self._found[snapshot.part] = {name: int(count) for count, _, name in lines}
 
     def owned_epoch(self, part: int, epoch: int) -> None:
         """A partition that was taken over from ourselves."""
@@ -69,18 +72,22 @@ class Suspects:
         return self._ends(one) >= ENDS
 
     def _ends(self, one: Input) -> int:
-        name, count = self._found.get(part_of(one), ("", 0))
-        return count if name == name_of(one) else 0
+        return self._found.get(part_of(one), {}).get(name_of(one), 0)
+
+    def _guilty(self, part: int) -> list[str]:
+        found = self._found.get(part, {})
+        return [f"{ends} {name}" for name, ends in found.items() if ends >= ENDS][-GUILTY_LIMIT:]
 
     async def touch(self, one: Input) -> None:
         """Just before it is processed."""
         part = part_of(one)
-        await self._store.mark_suspect(part, self._epoch[part], f"{self._ends(one) + 1} {name_of(one)}")
+        lines = [*self._guilty(part), f"{self._ends(one) + 1} {name_of(one)}"]
+        await self._store.mark_suspect(part, self._epoch[part], "\n".join(lines))
 
     async def acquit(self, one: Input) -> None:
         """It could not be processed, and its owner lives."""
         part = part_of(one)
-        await self._store.mark_suspect(part, self._epoch[part], None)
+        await self._store.mark_suspect(part, self._epoch[part], "\n".join(self._guilty(part)) or None)
 
     async def survived(self, one: Input) -> None:
         part = part_of(one)
