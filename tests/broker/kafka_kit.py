@@ -127,6 +127,7 @@ async def produce(broker: Broker, topic: str, count: int, partitions: int = 1, s
 
 # -- batches as other producers may write them: brokers take them all, aiokafka's own parser does not ------------
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+APPEND_TIME, TRANSACTIONAL, CONTROL = 8, 16, 32
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -145,13 +146,13 @@ def raw_batch(
     codec: int = 0,
     compress: Callable[[bytes], bytes] = bytes,
     base: int = 0,
-    append_time: bool = False,
+    flags: int = 0,
+    producer: int = -1,
 ) -> bytes:
     """With the checksum that it should have."""
-    body = b"".join(
-        [struct.pack(">iqqqhii", len(records) - 1, 0, 0, -1, -1, -1, len(records)), compress(b"".join(records))]
-    )
-    body = struct.pack(">h", codec | 8 * append_time) + body
+    last, epoch = len(records) - 1, min(producer, 0)
+    head = struct.pack(">hiqqqhii", codec | flags, last, 0, 0, producer, epoch, epoch, len(records))
+    body = head + compress(b"".join(records))
     return struct.pack(">qiibI", base, len(body) + 9, -1, 2, calc_crc32c(body)) + body
 
 
