@@ -395,10 +395,14 @@ class ActivityWorker:
         await self._watch.keep([each for identity, each in self._running.items() if identity in identities])
 
     def send_reports(self, reports: Sequence[Report]) -> None:
-        self._start(self._send([self._messages.to_engine(report) for report in reports]))
+        self._start(self._send_reports(reports))
 
-    async def _send(self, messages: Sequence[Message]) -> None:
-        await self._sender.deliver(messages)
+    async def _send_reports(self, reports: Sequence[Report]) -> None:
+        refusals = await self._sender.deliver([self._messages.to_engine(report) for report in reports])
+        for report, refusal in zip(reports, refusals, strict=True):
+            if refusal is not None:
+                log.error("%s: the broker refuses the report for good: %s", report.task, refusal)
+                await self._reports.refused(report, refusal)
 
     # -- beginning them ----------------------------------------------------------------------------------------------
     def _begin(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from romancy_stream.engine.commit import FAILED
 from romancy_stream.engine.failure import encode_error
 from romancy_stream.engine.tasks import Report, Task
 from romancy_stream.errors import BrokerUnavailableError, PayloadTooLargeError
@@ -19,6 +18,7 @@ from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.worker_messages import Messages
 from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Running
+from romancy_stream.wire.event import ACTIVITY_FAILED
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +74,17 @@ class Reports:
             else:
                 self._sender.refused += 1
             if refusal is not None:
-                await self._result_refused(running.task, outcome, refusal)
+                await self.refused(outcome.report, refusal)
         except asyncio.CancelledError:
             self._ended(running, None)
         else:
             self._finish(running, outcome, (*refusals, refusal))
 
-    async def _result_refused(self, task: Task, outcome: Outcome, refusal: str) -> None:
+    async def refused(self, report: Report, refusal: str) -> None:
         """The workflow must hear something. A failure for good makes the engine look at what is recorded: a result
         that a transaction holds is used after all."""
-        if outcome.kind == FAILED:
+        task = report.task
+        if report.type == ACTIVITY_FAILED or task is None:
             return
         error = encode_error(
             PayloadTooLargeError(f"the broker refuses the result of {task}: {refusal}"), retryable=False

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from romancy_stream import ActivityContext, TerminalError, activity
+from romancy_stream.engine.tasks import Task
 from romancy_stream.errors import (
     ActivityContextError,
     BrokerUnavailableError,
@@ -21,12 +22,12 @@ from romancy_stream.errors import (
 )
 from romancy_stream.runtime import worker as worker_module
 from romancy_stream.runtime.worker import ActivityWorker
-from romancy_stream.runtime.worker_messages import Message
+from romancy_stream.runtime.worker_messages import Message, read_task
 from romancy_stream.runtime.worker_sending import Sender
 from romancy_stream.runtime.worker_watch import Times
 from romancy_stream.store import tables
 from romancy_stream.wire import event as w
-from romancy_stream.wire.record import OutRecord
+from romancy_stream.wire.record import OutRecord, Record
 from tests.runtime.worker_kit import NAMESPACE, QUEUE, Bench, embedded
 from tests.support import eventually
 
@@ -478,7 +479,8 @@ async def test_results_wait_for_a_broker_that_is_away_and_tasks_with_them(sqlite
         await away.close()
 
 
-async def test_a_result_that_the_broker_refuses_becomes_a_failure(sqlite_bench: Bench) -> None:
+@pytest.mark.parametrize("local", [False, True], ids=["from the broker", "of an engine here"])
+async def test_a_result_that_the_broker_refuses_becomes_a_failure(sqlite_bench: Bench, local: bool) -> None:
     @activity
     async def large() -> str:
         return "x" * 5_000
@@ -503,9 +505,13 @@ async def test_a_result_that_the_broker_refuses_becomes_a_failure(sqlite_bench: 
 
     tail = sqlite_bench.broker.tail(["tight.results"], on_records)
     await tail.start()
-    await sqlite_bench.send(
-        OutRecord(f"tight.tasks.{QUEUE}", b"i1", b'{"args":[],"kwargs":{}}', await _headers("large"))
-    )
+    request = OutRecord(f"tight.tasks.{QUEUE}", b"i1", b'{"args":[],"kwargs":{}}', await _headers("large"))
+    if local:  # that engine has lost the partition, or its database refuses the result
+        task = read_task(Record(request.topic, 0, 0, request.key, request.value, request.headers, 0))
+        assert isinstance(task, Task)
+        worker.send_reports([worker._messages.completed(task, b'"%s"' % (b"x" * 5_000), 0, 0)])
+    else:
+        await sqlite_bench.send(request)
     await eventually(lambda: seen)
     await tail.stop()
     error = orjson.loads(seen[0].value)
