@@ -17,7 +17,7 @@ from romancy_stream.wire.codec import decode
 from tests.engine.world import World
 
 LIMITS: Final = {"start, decoded": 41, "start": 325, "next result": 226, "last result": 227, "next report": 209}
-"""Calls of Python and C functions, some 6 % more than on Python 3.11. A report is a result that stays in the process."""
+"""Calls of Python and C functions, some 6 % more than on Python 3.11. A report is a result that stays here."""
 
 
 @activity
