@@ -55,14 +55,10 @@ class Attempts:
             activity = entry.state.activities[each.timer_id.removeprefix(HEARTBEAT_TIMER)]
             silent = self._awaited_us(entry, activity, now_us) is None
             return (entry, activity, _silence(activity)) if silent else None
-        if isinstance(each, Reported):
-            report: Report | None = each.report
-        elif isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.type == w.ACTIVITY_FAILED:
-            report = report_of(each.event)
-        else:
+        report = _failure_in(each)
+        if report is None or (found := self._failed_attempt(report)) is None:
             return None
-        found = None if report is None else self._failed_attempt(report)
-        return None if report is None or found is None else (*found, report.data or b"null")
+        return (*found, report.data or b"null")
 
     def beating(self, inputs: Sequence[Input]) -> list[ActivityKey]:
         """Activities that a heartbeat's timer of this batch is about."""
@@ -180,8 +176,6 @@ class Attempts:
 
     def _failed_attempt(self, report: Report) -> tuple[Entry, ActivityState] | None:
         """The attempt that failed, if it is the one under way: an older one has been dealt with."""
-        if report.type != w.ACTIVITY_FAILED:
-            return None
         entry = self._core.entry(report.key.instance_id)
         activity = None if entry is None else _open_activity(entry, report)
         if entry is None or activity is None or activity.next_attempt_us is not None:
@@ -249,6 +243,14 @@ def _silence(activity: ActivityState) -> bytes:
 
 TIMERS = {RETRY_TIMER: _retry, DEADLINE_TIMER: _deadline, HEARTBEAT_TIMER: _heartbeat}
 TELL = {h.ACTIVITY_SCHEDULED: requested, h.ACTIVITY_RETRIED: requested}
+
+
+def _failure_in(each: Input) -> Report | None:
+    if isinstance(each, Reported):
+        return each.report if each.report.type == w.ACTIVITY_FAILED else None
+    if isinstance(each, Received) and isinstance(each.event, WireEvent) and each.event.type == w.ACTIVITY_FAILED:
+        return report_of(each.event)
+    return None
 
 
 def _open_activity(entry: Entry, report: Report) -> ActivityState | None:

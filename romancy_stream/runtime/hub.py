@@ -19,6 +19,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -26,7 +27,8 @@ import orjson
 from romancy_stream.broker.port import Broker, Record, Tail
 from romancy_stream.engine.answers import DONE
 from romancy_stream.engine.commit import COMPLETED, FAILED, Commit, InstanceRow, Rejection
-from romancy_stream.errors import BrokerUnavailableError, InstanceExistsError, StoreUnavailableError
+from romancy_stream.errors import InstanceExistsError, StoreUnavailableError
+from romancy_stream.runtime.patience import as_long_as_it_takes
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Store
 from romancy_stream.wire import event as w
@@ -34,8 +36,7 @@ from romancy_stream.wire.event import Topics
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S: Final = (0.1, 5.0)
-"""First and longest pause while the database or the broker is away."""
+NO_ANSWER: Final = "cannot look for an answer, trying again"
 LOOKED_FOR_AT_ONCE: Final = 1_000
 """Ids in one question to the database: one round trip, and an answer of some 500 KB."""
 EXPECTED_LIMIT: Final = 20_000
@@ -152,30 +153,30 @@ class ResultHub:
     async def _poll_answer(self, question: _Question, interval_s: float) -> None:
         while not question.future.done():
             await asyncio.wait([question.future], timeout=interval_s)
-            await self._look_up(question)
+            try:
+                await self._look_up(question)
+            except StoreUnavailableError as error:
+                log.warning("%s: %s", NO_ANSWER, error)
 
     async def _look_up_all(self, questions: Sequence[_Question]) -> None:
         """As long as it takes, as in `_look`."""
         for question in questions:
-            pause_s = LOOK_AGAIN_S[0]
-            while not question.future.done() and not await self._look_up(question):
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
+            await as_long_as_it_takes(partial(self._look_up, question), NO_ANSWER)
 
-    async def _look_up(self, question: _Question) -> bool:
-        """False: the database is away."""
+    async def _look_up(self, question: _Question) -> None:
+        """Raises StoreUnavailableError; any other error is the answer."""
+        if question.lookup is None or question.future.done():
+            return
         try:
-            data = None if question.lookup is None else await question.lookup()
-        except StoreUnavailableError as error:
-            log.warning("cannot look for an answer, trying again: %s", error)
-            return False
+            data = await question.lookup()
+        except StoreUnavailableError:
+            raise
         except Exception as error:
             if not question.future.done():
                 question.future.set_exception(error)
         else:
             if data is not None and not question.future.done():
                 question.future.set_result(data)
-        return True
 
     def expect(self, instance_ids: Iterable[str]) -> None:
         """Of starts that are about to be sent, under ids that nobody has had before."""
@@ -324,14 +325,7 @@ class ResultHub:
 
     async def _start_tail(self) -> None:
         """As long as it takes: who waits for a result for a minute can wait for the broker too."""
-        pause_s = LOOK_AGAIN_S[0]
-        while True:
-            try:
-                return await self._tail.start()
-            except BrokerUnavailableError as error:
-                log.warning("cannot listen for results, trying again: %s", error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
+        await as_long_as_it_takes(self._tail.start, "cannot listen for results, trying again")
 
     async def _on_records(self, records: Sequence[Record]) -> None:
         if self._waiters or self._asked or self._expected:
@@ -422,15 +416,10 @@ class ResultHub:
 
     async def _look(self, ids: Sequence[str]) -> None:
         """As long as it takes: who waits for a result for a minute can wait for the database too."""
-        pause_s = LOOK_AGAIN_S[0]
-        while True:
-            try:
-                known = await finished(self._store.known(ids))  # `close` cancels
-                break
-            except StoreUnavailableError as error:
-                log.warning("cannot look for results, trying again: %s", error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
+        known = await as_long_as_it_takes(
+            lambda: finished(self._store.known(ids)),  # `close` cancels
+            "cannot look for results, trying again",
+        )
         for row in known.instances.values():
             self._tell(row.instance_id, outcome_of(row), row.event_id, row.workflow)
         for rejection in known.rejections.values():

@@ -1,14 +1,18 @@
 """How an engine calls the database, which must neither hang it for ever nor be given up at once: again while it is
-away, each call for a limited time, and for little time when the engine is leaving. Knows nothing of what is asked."""
+away, each call for a limited time, and for little time when the engine is leaving. And how those call a server who have
+nothing to do without its answer. Knows nothing of what is asked."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from romancy_stream.errors import StoreUnavailableError
+from romancy_stream.errors import BrokerUnavailableError, StoreUnavailableError
 from romancy_stream.store.database import first_done, seen
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -20,6 +24,21 @@ wait for a member in a rebalance."""
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
 """Between two attempts to reach the database."""
+AWAY_PAUSE_S: Final = (0.1, 5.0)
+"""The same for who asks as long as it takes."""
+
+
+async def as_long_as_it_takes(call: Callable[[], Awaitable[T]], told: str) -> T:
+    """Until the database or the broker answers, or the caller is cancelled. `told`: what the log says of each failure,
+    before the error."""
+    pause_s = AWAY_PAUSE_S[0]
+    while True:
+        try:
+            return await call()
+        except (BrokerUnavailableError, StoreUnavailableError) as error:
+            log.warning("%s: %s", told, error)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, AWAY_PAUSE_S[1])
 
 
 class Patience:

@@ -33,6 +33,7 @@ from romancy_stream.runtime.attempt import CLOSED, RESENT, Attempt, Bench, Outco
 from romancy_stream.runtime.attempt_deadline import CANCEL_AGAIN_S
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.listeners import Listeners
+from romancy_stream.runtime.patience import as_long_as_it_takes
 from romancy_stream.runtime.rest import wait_at_most
 from romancy_stream.runtime.sealer import OPEN, Sealer
 from romancy_stream.runtime.sync_session import DaemonThreads
@@ -524,14 +525,9 @@ class ActivityWorker:
             await self._listeners.attempt_finished(info, kind, attempt.error)
 
     async def _known(self, task: Task, found: RecordedResult) -> Outcome:
-        pause_s = BACKOFF_S[0]
-        while True:
-            try:
-                return await finished(outcome_of(self._bench, task, found))
-            except StoreUnavailableError as error:
-                log.warning("%s: a recorded result waits for the database: %s", task, error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, BACKOFF_S[1])
+        return await as_long_as_it_takes(
+            lambda: finished(outcome_of(self._bench, task, found)), f"{task}: a recorded result waits for the database"
+        )
 
     def _unknown(self, queue: TaskQueue, task: Task) -> Outcome:
         """Another version of the worker may know it."""

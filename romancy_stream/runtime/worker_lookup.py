@@ -5,22 +5,15 @@ are new.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from romancy_stream.engine.commit import ActivityKey, Heartbeat, RecordedResult
 from romancy_stream.engine.tasks import Task
-from romancy_stream.errors import StoreUnavailableError
+from romancy_stream.runtime.patience import as_long_as_it_takes
 from romancy_stream.store.database import finished
 from romancy_stream.store.port import Detached, Store
-
-log = logging.getLogger(__name__)
-
-PAUSE_S: Final = (0.1, 5.0)
-"""First and longest pause before the database is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +46,7 @@ async def look_up(store: Store, suspects: Sequence[Task], others: Sequence[Task]
     again = [task for task in others if has_past(task)]
     if not suspects and not again:
         return NOTHING
-    pause_s = PAUSE_S[0]
-    while True:
-        try:
-            return await finished(_look_up(store, suspects, again))
-        except StoreUnavailableError as error:
-            log.warning("tasks wait for the database: %s", error)
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, PAUSE_S[1])
+    return await as_long_as_it_takes(lambda: finished(_look_up(store, suspects, again)), "tasks wait for the database")
 
 
 async def _look_up(store: Store, suspects: Sequence[Task], again: Sequence[Task]) -> Known:

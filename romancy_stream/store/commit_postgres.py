@@ -168,11 +168,11 @@ def _source(index: int, used: int, in_arrays: bool) -> str:
 
 
 def _array(parameter: str, kind: str, as_it_is: bool) -> str:
-    if kind in _NUMBERS and not as_it_is:
+    if not as_it_is and kind in _NUMBERS:
         return f"{parameter}::text::{kind}[]"
-    if as_it_is or kind != _TEXT:
-        return f"{parameter}::{kind}[]"
-    return f"(string_to_array({parameter},'{_MARK}','{_NULL}'))[2:]"
+    if not as_it_is and kind == _TEXT:
+        return f"(string_to_array({parameter},'{_MARK}','{_NULL}'))[2:]"
+    return f"{parameter}::{kind}[]"
 
 
 @lru_cache(maxsize=len(WRITES))

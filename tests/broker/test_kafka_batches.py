@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from faust.types import TP as FaustTP
 
 from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings, seam
+from romancy_stream.broker.kafka.consumer import Consumer
 from romancy_stream.broker.kafka.membership import confirmed
 from romancy_stream.broker.kafka.source import FaustBatchSource
 from romancy_stream.broker.port import TP, BatchSource, Broker, Record
@@ -323,6 +324,14 @@ async def test_a_hold_between_fetch_and_delivery(kafka: Broker, name: str) -> No
         await eventually(lambda: handler.book.count == 2)
 
 
+def _consumer_of(source: BatchSource) -> Consumer:
+    assert isinstance(source, FaustBatchSource)
+    assert source._consumer is not None
+    aio = source._consumer._aio
+    assert isinstance(aio, Consumer)
+    return aio
+
+
 def _is_held(source: BatchSource, tp: TP) -> bool:
     assert isinstance(source, FaustBatchSource)
     return tp in source._held
@@ -365,9 +374,7 @@ async def test_the_coordinator_denies_a_generation_it_does_not_know(kafka: Broke
     source = kafka.batches([name], name, handler)
     async with running(source):
         await eventually(lambda: handler.owned)
-        assert isinstance(source, FaustBatchSource)
-        assert source._consumer is not None
-        consumer = source._consumer._aio
+        consumer = _consumer_of(source)
         current = consumer._coordinator.generation
         assert await confirmed(consumer, current, limit_s=10)
         assert not await confirmed(consumer, current - 1, limit_s=10)
@@ -393,9 +400,7 @@ async def test_a_process_that_stood_still_asks_on(kafka: Broker, name: str) -> N
     source = kafka.batches([name], name, handler)
     async with running(source):
         await eventually(lambda: handler.owned)
-        assert isinstance(source, FaustBatchSource)
-        assert source._consumer is not None
-        consumer = source._consumer._aio
+        consumer = _consumer_of(source)
         asking = asyncio.create_task(confirmed(consumer, consumer._coordinator.generation, limit_s=0.5))
         await asyncio.sleep(0)
         time.sleep(1)  # noqa: ASYNC251 - as SIGSTOP does it, but surely while the answer is on its way
@@ -411,9 +416,7 @@ async def test_a_coordinator_that_does_not_answer(kafka: Broker, name: str) -> N
     source = kafka.batches([name], name, handler)
     async with running(source):
         await eventually(lambda: handler.owned)
-        assert isinstance(source, FaustBatchSource)
-        assert source._consumer is not None
-        coordinator = source._consumer._aio._coordinator
+        coordinator = _consumer_of(source)._coordinator
         silent = _Stranger(coordinator, coordinator.generation)
         silent._send_req = never
         with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.2 s"):
@@ -427,9 +430,7 @@ async def test_a_hint_that_is_not_answered(kafka: Broker, name: str, monkeypatch
     source = kafka.batches([name], name, handler)
     async with running(source):
         await eventually(lambda: handler.owned)
-        assert isinstance(source, FaustBatchSource)
-        assert source._consumer is not None
-        aio, answered = source._consumer._aio, asyncio.Event()
+        aio, answered = _consumer_of(source), asyncio.Event()
         commit = aio.commit
 
         async def late(offsets: object) -> None:
@@ -442,7 +443,7 @@ async def test_a_hint_that_is_not_answered(kafka: Broker, name: str, monkeypatch
             with pytest.raises(BrokerUnavailableError, match="hint of offsets"):
                 await source.commit_hint({TP(name, 0): 0})
         answered.set()
-        await eventually(aio._committing.done)
+        await eventually(lambda: aio._committing is not None and aio._committing.done())
         await source.commit_hint({TP(name, 0): 0})
 
 

@@ -13,7 +13,7 @@ from romancy_stream.broker.kafka import KafkaBroker, KafkaSettings
 from romancy_stream.broker.kafka import tail as tail_module
 from romancy_stream.broker.kafka.tail import KafkaTail
 from romancy_stream.broker.kafka.tasks import KafkaTaskSource
-from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, TaskSource, TopicSpec
+from romancy_stream.broker.port import TP, AssignedRange, Broker, Record, Tail, TaskSource, TopicSpec
 from romancy_stream.errors import BrokerUnavailableError, ConfigurationError
 from tests.broker.kafka_kit import make_topic, produce, spoil
 from tests.support import eventually
@@ -246,6 +246,13 @@ async def test_a_hung_tail_goes_on_without_a_gap(
         await broker.close()
 
 
+def move(tail: Tail, tp: TP, offset: int) -> None:
+    assert isinstance(tail, KafkaTail)
+    assert tail._consumer is not None
+    tail._next[tp] = offset
+    tail._consumer.seek(TopicPartition(*tp), offset)
+
+
 async def test_retention_overtakes_a_tail(kafka: Broker, admin: AIOKafkaAdminClient, name: str) -> None:
     await make_topic(kafka, name)
     seen = Seen()
@@ -254,10 +261,7 @@ async def test_retention_overtakes_a_tail(kafka: Broker, admin: AIOKafkaAdminCli
     await produce(kafka, name, 5)
     await eventually(lambda: len(seen.values) == 5)
     await admin.delete_records({TopicPartition(name, 0): RecordsToDelete(4)})
-    assert isinstance(tail, KafkaTail)
-    assert tail._consumer is not None
-    tail._next[TP(name, 0)] = 1
-    tail._consumer.seek(TopicPartition(name, 0), 1)
+    move(tail, TP(name, 0), 1)
     await eventually(lambda: seen.values[5:] == [b"4"])
     await tail.stop()
     assert seen.gaps == [None]
@@ -271,10 +275,7 @@ async def test_a_tail_behind_the_end_of_the_log_sees_nothing_twice(kafka: Broker
     await tail.start()
     await produce(kafka, name, 5)
     await eventually(lambda: len(seen.values) == 5)
-    assert isinstance(tail, KafkaTail)
-    assert tail._consumer is not None
-    tail._next[TP(name, 0)] = 100
-    tail._consumer.seek(TopicPartition(name, 0), 100)
+    move(tail, TP(name, 0), 100)
     await eventually(lambda: seen.gaps == [None])
     await produce(kafka, name, 5, start=5)
     await eventually(lambda: len(seen.values) >= 10)

@@ -14,10 +14,7 @@ from tests.support import eventually
 PATIENCE_S = 60
 
 
-@pytest.fixture
-def app(tmp_path: Path) -> App:
-    app = App("answers", broker=f"embedded://{tmp_path / 'log'}", database=f"sqlite:///{tmp_path / 'state.db'}")
-
+def add_counter(app: App) -> None:
     @app.workflow
     async def counter(ctx: WorkflowContext) -> int:
         ctx.state.n, ctx.state.over = 0, False
@@ -29,6 +26,12 @@ def app(tmp_path: Path) -> App:
         ctx.state.n += n
         return int(ctx.state.n)
 
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    app = App("answers", broker=f"embedded://{tmp_path / 'log'}", database=f"sqlite:///{tmp_path / 'state.db'}")
+
+    add_counter(app)
     return app
 
 

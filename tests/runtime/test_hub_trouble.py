@@ -15,6 +15,7 @@ from romancy_stream.handle import Handle
 from romancy_stream.runtime import hub
 from romancy_stream.wire import event as w
 from romancy_stream.wire.record import OutRecord
+from tests.runtime.test_hub_answers import add_counter
 from tests.runtime.test_hub_expected import NEVER_S, PATIENCE_S, completed, listening, owning, questions
 from tests.support import eventually
 
@@ -34,17 +35,7 @@ def app(tmp_path: Path) -> App:
     async def number(ctx: WorkflowContext, number: int) -> int:
         return number
 
-    @app.workflow
-    async def counter(ctx: WorkflowContext) -> int:
-        ctx.state.n, ctx.state.over = 0, False
-        await ctx.wait_condition(lambda: ctx.state.over)
-        return int(ctx.state.n)
-
-    @counter.update
-    def add(ctx: WorkflowContext, n: int) -> int:
-        ctx.state.n += n
-        return int(ctx.state.n)
-
+    add_counter(app)
     return app
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka import errors as kafka
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from romancy_stream.broker.kafka.faults import describe
+from romancy_stream.broker.kafka.faults import describe, translated
 from romancy_stream.broker.kafka.reading import read_all
 from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S
 
@@ -37,9 +38,19 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             await self.stop()
             raise
 
-    async def commit_within(self, limit_s: float, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """Raises TimeoutError: it may still happen. Not cancelled, for aiokafka would leave a part of it alone; and
-        nobody queues behind one that hangs."""
+    async def commit_within(
+        self, limit_s: float, offsets: Mapping[TopicPartition, OffsetAndMetadata], what: str
+    ) -> None:
+        """Raises BrokerUnavailableError: it may still happen. What somebody else has by now is theirs to commit."""
+        try:
+            await self._commit_within(limit_s, offsets)
+        except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
+            log.info("%s: somebody else has the partitions now: %s", what, describe(error))
+        except (kafka.KafkaError, TimeoutError) as error:
+            raise translated(error, what) from error
+
+    async def _commit_within(self, limit_s: float, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """Not cancelled, for aiokafka would leave a part of it alone; and nobody queues behind one that hangs."""
         if self._committing is not None and not self._committing.done():
             raise TimeoutError("the commit before hangs still")
         self._committing = asyncio.ensure_future(self.commit(offsets))

@@ -27,7 +27,6 @@ from mode import Service
 from mode.utils.futures import maybe_async
 
 from romancy_stream.broker.kafka.consumer import Consumer
-from romancy_stream.broker.kafka.faults import describe, translated
 from romancy_stream.broker.kafka.membership import confirmed, kept_alive
 from romancy_stream.broker.kafka.settings import KafkaSettings
 from romancy_stream.broker.kafka.watchdog import waiting
@@ -127,13 +126,8 @@ class BatchConsumer(driver.Consumer):
     async def commit_hint(self, offsets: Mapping[TP, int]) -> None:
         ours = self._aio.assignment()  # those that are being revoked, too
         hints = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in ours}
-        try:  # not Faust's commit, which crashes the consumer on most errors
-            if hints:
-                await self._aio.commit_within(HINT_LIMIT_S, hints)
-        except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
-            log.info("who has the partitions now tells of the offsets: %s", describe(error))
-        except (kafka.KafkaError, TimeoutError) as error:
-            raise translated(error, "hint of offsets") from error
+        if hints:  # not Faust's commit, which crashes the consumer on most errors
+            await self._aio.commit_within(HINT_LIMIT_S, hints, "hint of offsets")
 
     async def confirm_membership(self) -> bool:
         """See the port. BrokerUnavailableError when the coordinator does not answer within a session."""

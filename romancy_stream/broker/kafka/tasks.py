@@ -108,12 +108,7 @@ class KafkaTaskSource:
         ours = {TopicPartition(*tp): OffsetAndMetadata(to, "") for tp, to in offsets.items() if tp in self._next}
         if self._consumer is None or not ours:
             return
-        try:
-            await self._consumer.commit_within(COMMIT_LIMIT_S, ours)
-        except (kafka.CommitFailedError, kafka.IllegalStateError) as error:
-            log.info("%s: somebody else has the partitions now: %s", self._what(), describe(error))
-        except (kafka.KafkaError, TimeoutError) as error:
-            raise translated(error, f"{self._what()}: commit") from error
+        await self._consumer.commit_within(COMMIT_LIMIT_S, ours, f"{self._what()}: commit")
 
     async def _poll(self, consumer: Consumer, limit: int) -> list[Record]:
         epoch = self._epoch
