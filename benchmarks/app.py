@@ -4,6 +4,7 @@ process."""
 
 import asyncio
 import os
+import time
 from typing import Any
 
 from sqlalchemy import String, func, select
@@ -36,6 +37,21 @@ async def sequential_steps(ctx: WorkflowContext, count: int) -> int:
     for _ in range(count):
         number = await step(number) + 1
     return number
+
+
+@app.activity
+def compute(seconds: float) -> int:
+    """In a thread, and in Python, so that it keeps the interpreter to itself."""
+    end_s = time.monotonic() + seconds
+    digits = 0
+    while time.monotonic() < end_s:
+        digits += sum(len(str(number)) for number in range(10_000))
+    return digits
+
+
+@app.workflow
+async def compute_beside(ctx: WorkflowContext, seconds: float) -> int:
+    return await compute(seconds)
 
 
 @app.workflow

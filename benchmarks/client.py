@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 from typing import Final
 
@@ -11,6 +12,7 @@ from benchmarks import filling
 from benchmarks.app import (
     app,
     book_many,
+    compute_beside,
     count_books,
     open_books,
     order,
@@ -24,7 +26,7 @@ from benchmarks.driving import obey
 from benchmarks.loops import loop_factory
 from benchmarks.reading import Reading
 from benchmarks.settings import ANSWER_LIMIT_S, STARTS_AT_ONCE
-from romancy_stream.cli.collector import calm_collector
+from romancy_stream.cli.interpreter import set_up_interpreter
 from romancy_stream.client import BaseClient
 from romancy_stream.handle import Handle
 
@@ -94,6 +96,19 @@ class EngineDriver(Reading):
         assert time.time() < due_s, "the instances were not asleep in time"
         await asyncio.gather(*(handle.result(timeout=ANSWER_LIMIT_S) for handle in handles))
         return {"wall_s": time.time() - due_s}
+
+    async def computing(self, seconds: int) -> dict[str, float]:
+        """One workflow of three steps, in the median of all that end one after another while a `def` activity computes
+        for so long."""
+        beside = await self._client.start(compute_beside, float(seconds))
+        ended = asyncio.create_task(beside.result(timeout=ANSWER_LIMIT_S))
+        latencies_s = []
+        while not ended.done():
+            begun_s = time.perf_counter()
+            await self.one()
+            latencies_s.append(time.perf_counter() - begun_s)
+        await ended
+        return {"wall_s": statistics.median(latencies_s)}
 
     async def chains(self, count: int, steps: int) -> dict[str, float]:
         """As many workflows at once, of as many steps one after another."""
@@ -188,7 +203,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="engine and worker in this process too")
     options = parser.parse_args()
     if options.alone:
-        calm_collector()
+        set_up_interpreter()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_run(options.alone))
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 from benchmarks import measure, stage
 from benchmarks.loops import loop_factory
 from romancy_stream.broker.port import TP
-from romancy_stream.cli.collector import calm_collector
+from romancy_stream.cli.interpreter import set_up_interpreter
 from romancy_stream.engine.commit import Commit
 from romancy_stream.engine.history import WORKFLOW_COMPLETED
 from romancy_stream.engine.inputs import Loaded
@@ -101,7 +101,7 @@ def own() -> None:
     from romancy_stream.runtime import service
 
     vars(service)["Processor"] = TimedProcessor
-    calm_collector()
+    set_up_interpreter()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_own())
 

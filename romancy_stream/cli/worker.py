@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from romancy_stream.cli import output, setup
-from romancy_stream.cli.collector import calm_collector, watch_memory
+from romancy_stream.cli.interpreter import set_up_interpreter, watch_memory
 from romancy_stream.cli.running import described, opened_store
 from romancy_stream.cli.target import Target
 from romancy_stream.cli.throttle import Throttle
@@ -65,7 +65,7 @@ def worker(
     chosen_roles = _roles(roles)
     chosen_queues = None if queues is None else _queues(app, queues)
     _set_up_logging(log_level)
-    calm_collector()
+    set_up_interpreter()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
             runner.run(Process(app, chosen_roles, chosen_queues, not no_init).run())

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from romancy_stream.engine.commit import Commit, InstanceRow, Mark
 from romancy_stream.store.clocks import MY_CLOCK, clock_us
-from romancy_stream.store.database import MYSQL
+from romancy_stream.store.database import MYSQL, SQLITE
 from romancy_stream.store.searchable import SearchedPath, rows_of
 from romancy_stream.store.writes import UPDATES_AS_UPSERT, VALUES_GONE, VALUES_MADE, WRITES, Action, Row, Write
 
 KEYS_PER_STATEMENT: Final = 200  # on MySQL: beyond some memory its optimizer gives up on the index ranges of a DELETE
+ROWS_PER_STATEMENT: Final = 512  # on SQLite; of 18 columns that is far below the 32,766 parameters it takes
 
 Statement = tuple[str, Sequence[Row]]  # to be run once per row; MySQL's driver folds the rows of an INSERT into one
 
@@ -43,30 +45,43 @@ def statements(commit: Commit, dialect: str, searched: Sequence[SearchedPath] = 
             yield from _deletes(write, rows)
         elif dialect == MYSQL and write.clock:
             yield from _timed_inserts(write, rows)
+        elif dialect == MYSQL:
+            yield text_of_write(write, dialect), rows
         elif write.clock:
             now_us = clock_us()
-            yield text_of_write(write, dialect), [(*row, now_us) for row in rows]
+            yield from _folded(write, [(*row, now_us) for row in rows])
         else:
-            yield text_of_write(write, dialect), rows
+            yield from _folded(write, rows)
     if searched and commit.instances:
         yield from _values(commit.instances, dialect, searched)
 
 
 def _values(rows: Sequence[InstanceRow], dialect: str, searched: Sequence[SearchedPath]) -> Iterator[Statement]:
     again = [(row.instance_id,) for row in rows if row.run > 1]
-    if again and dialect == MYSQL:
-        yield from _deletes(VALUES_GONE, again)
-    elif again:
-        yield text_of_write(VALUES_GONE, dialect), again
+    if again:
+        yield from _deletes(VALUES_GONE, again) if dialect == MYSQL else _folded(VALUES_GONE, again)
     if values := sorted(rows_of(rows, searched)):
-        yield text_of_write(VALUES_MADE, dialect), values
+        yield from [(text_of_write(VALUES_MADE, dialect), values)] if dialect == MYSQL else _folded(VALUES_MADE, values)
+
+
+def _folded(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
+    """Many rows in one statement, on SQLite: each step of a statement gives up the interpreter's lock, and beside a
+    busy event loop it has it back 5 ms later. Halves of halves, so that few texts serve all numbers of rows."""
+    count, first = ROWS_PER_STATEMENT, 0
+    while first < len(rows):
+        while count > len(rows) - first:
+            count //= 2
+        last = len(rows) - (len(rows) - first) % count
+        chunks = [rows[at : at + count] for at in range(first, last, count)] if count > 1 else ()
+        folded = [tuple(chain.from_iterable(chunk)) for chunk in chunks] if count > 1 else rows[first:last]
+        yield text_of_write(write, SQLITE, count), folded
+        first = last
 
 
 def _deletes(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
-    """Many keys in one statement: a list of ORs, which both optimizers turn into index ranges (not so IN of tuples)."""
     for first in range(0, len(rows), KEYS_PER_STATEMENT):
         chunk = rows[first : first + KEYS_PER_STATEMENT]
-        where = " OR ".join([f"({_where(write, MYSQL)})"] * len(chunk))
+        where = _where_any(write, MYSQL, len(chunk))
         yield f"DELETE FROM {write.table.name} WHERE {where}", [tuple(value for row in chunk for value in row)]
 
 
@@ -86,19 +101,18 @@ def _as_it_was(write: Write) -> str:
     return f"ON DUPLICATE KEY UPDATE {key} = {key}"
 
 
-@lru_cache(maxsize=2 * (len(WRITES) + 3))
-def text_of_write(write: Write, dialect: str) -> str:
-    """For one row."""
+@lru_cache(maxsize=(len(WRITES) + 3) * (1 + ROWS_PER_STATEMENT.bit_length()))
+def text_of_write(write: Write, dialect: str, rows: int = 1) -> str:
+    """For so many rows; more than one only on SQLite."""
     mark = "%s" if dialect == MYSQL else "?"
     table = write.table.name
     if write.action in (Action.DELETE, Action.DELETE_RANGE):
-        return f"DELETE FROM {table} WHERE {_where(write, dialect)}"
+        return f"DELETE FROM {table} WHERE {_where_any(write, dialect, rows)}"
     if write.action is Action.UPDATE:
-        sets = ", ".join(f"{quoted(name, dialect)} = {mark}" for name in write.sets)
-        return f"UPDATE {table} SET {sets} WHERE {_where(write, dialect)}"
+        return _update(write, dialect) if rows == 1 else _update_many(write, rows)
     names = (*write.columns, write.clock) if write.clock else write.columns
     columns = ", ".join(quoted(name, dialect) for name in names)
-    insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join([mark] * len(names))})"
+    insert = f"INSERT INTO {table} ({columns}) {_values_of(mark, len(names), rows)}"
     if write.action is Action.INSERT:
         return insert
     if write.action is Action.INSERT_MISSING:
@@ -110,11 +124,34 @@ def text_of_write(write: Write, dialect: str) -> str:
     return f"{insert} ON CONFLICT ({', '.join(write.keys)}) DO UPDATE SET {sets}"
 
 
+def _values_of(mark: str, columns: int, rows: int) -> str:
+    return "VALUES " + ", ".join([f"({', '.join([mark] * columns)})"] * rows)
+
+
+def _update(write: Write, dialect: str) -> str:
+    mark = "%s" if dialect == MYSQL else "?"
+    sets = ", ".join(f"{quoted(name, dialect)} = {mark}" for name in write.sets)
+    return f"UPDATE {write.table.name} SET {sets} WHERE {_where(write, dialect)}"
+
+
+def _update_many(write: Write, rows: int) -> str:
+    """On SQLite, which calls the columns of VALUES column1 and so on."""
+    made = [f"{quoted(name, SQLITE)} = made.column{number}" for number, name in enumerate(write.columns, 1)]
+    sets, keys = made[: len(write.sets)], made[len(write.sets) :]
+    values = _values_of("?", len(write.columns), rows)
+    return f"UPDATE {write.table.name} SET {', '.join(sets)} FROM ({values}) AS made WHERE {' AND '.join(keys)}"
+
+
 def _where(write: Write, dialect: str) -> str:
     mark = "%s" if dialect == MYSQL else "?"
     if write.action is Action.DELETE_RANGE:
         return f"part = {mark} AND position BETWEEN {mark} AND {mark}"
     return " AND ".join(f"{quoted(key, dialect)} = {mark}" for key in write.keys)
+
+
+def _where_any(write: Write, dialect: str, rows: int) -> str:
+    """A list of ORs, which all optimizers turn into index ranges (not so IN of tuples)."""
+    return " OR ".join([f"({_where(write, dialect)})"] * rows)
 
 
 def quoted(name: str, dialect: str) -> str:

@@ -48,6 +48,7 @@ CUT_OFF_S: Final = 3  # a healthy database ends any call of ours within this; no
 CLOSE_TIMEOUT_S: Final = 3  # for goodbyes; a server that hangs does not answer them
 MAINTENANCE_TIMEOUT_S: Final = 3600  # an index on a large table takes its time
 BUSY_TIMEOUT_S: Final = 30  # SQLite: one writer at a time, and an activity may write for a while
+STATEMENTS_LIMIT: Final = 512  # compiled ones of a SQLite connection; a commit has some 20 shapes in 10 sizes
 WAL_RETRY_S: Final = 0.01  # the other one needs about a millisecond
 KEEPALIVE_IDLE_S: Final = 30  # the server frees the locks of a client whose machine died after about a minute
 KEEPALIVE_INTERVAL_S: Final = 10
@@ -394,7 +395,7 @@ def _mysql_arguments(call_timeout_s: int) -> dict[str, Any]:
 
 def connect_sqlite(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """A plain connection with the settings that those of the pools have."""
-    connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, cached_statements=STATEMENTS_LIMIT)
     for setting in _SQLITE_SETTINGS:
         connection.execute(setting)
     return connection

@@ -114,22 +114,38 @@ async def test_a_commit_changes_rows_that_are_there(store: SqlStore) -> None:
     assert await rows(store, tables.rejections) == []
 
 
-async def test_many_rows_of_each_part_go_in_one_commit(store: SqlStore) -> None:
-    """More than any statement of a dialect takes at once."""
-    ids = [f"o-{n}" for n in range(450)]
+@pytest.mark.parametrize("count", [2, 7, 1_100])
+async def test_many_rows_of_each_part_go_in_one_commit(store: SqlStore, count: int) -> None:
+    """The most are more than any statement of a dialect takes at once."""
+    ids = [f"o-{n:04}" for n in range(count)]
     marks = await owned(store, 0)
-    marks = await committed(store, marks, instances=[instance(i) for i in ids], timers=[timer("t", i) for i in ids])
+    marks = await committed(
+        store,
+        marks,
+        history=[event(i) for i in ids],
+        instances=[instance(i) for i in ids],
+        timers=[timer("t", i) for i in ids],
+        outbox=[outgoing(n, i) for n, i in enumerate(ids)],
+        rejections=[Rejection(i, 0, "order", "invalid_input", "bad", b"[]", "/shop", "e-9", 12) for i in ids],
+    )
     await committed(
         store,
         marks,
-        updates=[instance(i, status="completed") for i in ids],
+        updates=[instance(i, status="completed", output=f'"{i}"'.encode()) for i in ids],
         timers_gone=[(i, 1, "t") for i in ids[1:]],
-        outbox_sent=[(0, n, n) for n in range(450)],
+        outbox_sent=[(0, n, n) for n in range(1, count, 2)],
+        outbox_refused=[(0, n, "too large") for n in range(0, count, 2)],
+        rejections_gone=ids[1:],
     )
     known = await store.known([*ids, "unknown"])
-    assert {row.status for row in known.instances.values()} == {"completed"}
-    assert len(known.instances) == 450
-    assert [row[0] for row in await rows(store, tables.timers)] == ["o-0"]
+    assert sorted(known.instances) == ids
+    written = await rows(store, tables.instances)
+    assert [(row[0], row[4], row[7]) for row in written] == [(i, "completed", f'"{i}"') for i in ids]
+    assert [row[0] for row in await rows(store, tables.history)] == ids
+    assert [row[0] for row in await rows(store, tables.timers)] == ids[:1]
+    left = [(row[1], row[7]) for row in await rows(store, tables.outbox)]
+    assert left == [(n, "too large") for n in range(0, count, 2)]
+    assert [row[0] for row in await rows(store, tables.rejections)] == ids[:1]
 
 
 async def test_numbers_of_the_log_keep_every_digit(store: SqlStore) -> None:

@@ -1,4 +1,5 @@
-"""The collector of cycles in a worker: seldom by the number of objects, in time by the memory they hold."""
+"""The collector of cycles in a worker: seldom by the number of objects, in time by the memory they hold; and threads
+that take turns."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ import sys
 
 PROGRAM = """
 import asyncio, sys
-from romancy_stream.cli import collector
+from romancy_stream.cli import interpreter
 
 BYTES, COUNT, WATCHED = 16 * 2**20, 60, sys.argv[1] == "watched"
-collector.LOOK_EVERY_S = 0.001
+interpreter.LOOK_EVERY_S = 0.001
 looks = []
 
-def counted(resident_bytes=collector._resident_bytes):
+def counted(resident_bytes=interpreter._resident_bytes):
     looks.append(None)
     return resident_bytes()
 
@@ -30,13 +31,13 @@ async def leave():
         while WATCHED and len(looks) == before:
             await asyncio.sleep(0)
 
-collector._resident_bytes = counted
-collector.calm_collector()
+interpreter._resident_bytes = counted
+interpreter.set_up_interpreter()
 with asyncio.Runner() as runner:
     if WATCHED:
-        collector.watch_memory(runner.get_loop())
+        interpreter.watch_memory(runner.get_loop())
     runner.run(leave())
-print(collector._resident_bytes() // BYTES)
+print(interpreter._resident_bytes() // BYTES)
 """
 
 
@@ -51,3 +52,10 @@ def test_cycles_that_hold_much_are_collected_when_memory_grows() -> None:
 
 def test_without_a_look_they_stay() -> None:
     assert held("unwatched") >= 60
+
+
+def test_threads_take_shorter_turns_than_pythons_own() -> None:
+    set_up = "from romancy_stream.cli.interpreter import set_up_interpreter; set_up_interpreter()"
+    program = f"import sys; {set_up}; print(sys.getswitchinterval())"
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert float(answer) <= sys.getswitchinterval() / 10
