@@ -20,13 +20,13 @@ from romancy_stream.engine.payload import (
     checked,
     load_plain,
     make_adapter,
+    small_enough,
     summary,
     unfit,
     validate,
 )
 from romancy_stream.engine.payload_types import portable
 from romancy_stream.errors import ConfigurationError, InvalidInputError, PayloadError
-from romancy_stream.wire.malformed import MAX_JSON_DEPTH, WRAPPED_LEVELS
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,9 +39,6 @@ MAX_NAME_CHARS: Final = 190
 """Of a workflow or an activity: names become parts of ids. An instance id takes 255 characters, 33 of them for what
 makes it unique; an activity id takes 200, with room here for the number of the call."""
 _FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-# {"args": [value]}
-_CALL_DEPTH: Final = MAX_JSON_DEPTH + WRAPPED_LEVELS
 
 
 class Arguments(NamedTuple):
@@ -220,7 +217,7 @@ class Parameters:
             [codecs[name].encode(value) for name, value in zip(self._positional, args, strict=False)]
         )
         by_name = b",".join([b'"%s":%s' % (name.encode(), codecs[name].encode(v)) for name, v in kwargs.items()])
-        return checked(b'{"args":[' + by_position + b'],"kwargs":{' + by_name + b"}}", self.what, _CALL_DEPTH)
+        return small_enough(b'{"args":[' + by_position + b'],"kwargs":{' + by_name + b"}}", self.what)
 
     def encode_named(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], names: Iterable[str]
@@ -232,9 +229,9 @@ class Parameters:
         return [(name, codecs[name].encode(bound.arguments[name])) for name in names]
 
     def decode_call(self, raw: bytes) -> Arguments:
-        """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code."""
+        """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code. `raw` is
+        of `encode_call`, and not looked at again."""
         try:
-            checked(raw, self.what, _CALL_DEPTH)
             call = self._usual_call(raw) or validate(self._shape_adapter(*self._shape_of(raw)), raw, self.what)
         except PayloadError as error:
             self._refuse(error)

@@ -25,7 +25,7 @@ import orjson
 
 from romancy_stream.engine.payload_types import portable, struct_as_json
 from romancy_stream.errors import ConfigurationError, PayloadError, PayloadTooLargeError
-from romancy_stream.wire.json_text import has_wild_number, parse_json
+from romancy_stream.wire.json_text import has_text, has_wild_number, inner, is_deeper, parse_json
 from romancy_stream.wire.malformed import MAX_DATA_BYTES, MAX_JSON_DEPTH, Malformed
 
 if TYPE_CHECKING:
@@ -127,36 +127,48 @@ def encode_data(value: Any, what: str = "data", limit_bytes: int = MAX_PAYLOAD_B
 
 
 # -- limits and rules of every payload -------------------------------------------------------------------------
-def checked(raw: bytes, what: str, max_depth: int = MAX_JSON_DEPTH) -> bytes:
+def checked(raw: bytes, what: str) -> bytes:
     """The same bytes, within the limits and without NUL, NaN and Infinity: no database or JSON reader takes more."""
-    if not (_is_fine_short(raw, max_depth) if len(raw) <= SHORT_BYTES else _is_fine(raw, max_depth)):
-        _refuse(raw, what, max_depth)
+    if not (_is_fine_short(raw) if len(raw) <= SHORT_BYTES else _is_fine(raw)):
+        _refuse(raw, what)
     return raw
 
 
-def _is_fine(raw: bytes, max_depth: int) -> bool:
+def _is_fine(raw: bytes) -> bool:
     """Certainly; where it is not, `_refuse` looks closer."""
-    find = raw.find  # twice as fast as `in`, which takes the bytes for a number first
     return not (
         len(raw) > MAX_ENCODED_BYTES
-        or find(b"\\u0000") >= 0
-        or find(b"NaN") >= 0
-        or find(b"Infinity") >= 0
-        or raw.count(b"[") + raw.count(b"{") > max_depth
+        or has_text(raw, b"\\u0000")
+        or has_text(raw, b"NaN")
+        or has_text(raw, b"Infinity")
         or has_wild_number(raw)
+        or (raw.count(b"[") + raw.count(b"{") > MAX_JSON_DEPTH and _is_deep(raw))
     )
+
+
+def _is_deep(raw: bytes) -> bool:
+    try:
+        return is_deeper(orjson.loads(raw), MAX_JSON_DEPTH)
+    except orjson.JSONDecodeError:  # such as for an integer of many digits
+        return True
 
 
 _is_fine_short: Final = lru_cache(maxsize=KNOWN_SHORT)(_is_fine)
 
 
-def _refuse(raw: bytes, what: str, max_depth: int) -> None:
-    """Raises PayloadError or PayloadTooLargeError, or finds nothing wrong after all."""
+def small_enough(raw: bytes, what: str) -> bytes:
+    """The same bytes. Raises PayloadTooLargeError."""
     if len(raw) > MAX_ENCODED_BYTES:
         raise PayloadTooLargeError(
             f"{what}: {len(raw):,} bytes of JSON, the limit is {MAX_ENCODED_BYTES:,}; "
             "keep the data elsewhere and pass a reference to it"
         )
+    return raw
+
+
+def _refuse(raw: bytes, what: str) -> None:
+    """Raises PayloadError or PayloadTooLargeError, or finds nothing wrong after all."""
+    small_enough(raw, what)
     if b"\\u0000" in raw and _ESCAPED_NUL.search(raw):
         raise PayloadError(f"{what}: NUL characters cannot be stored")
     if b"NaN" in raw or b"Infinity" in raw:
@@ -166,8 +178,8 @@ def _refuse(raw: bytes, what: str, max_depth: int) -> None:
             from_json(raw, allow_inf_nan=False)
         except ValueError as error:
             raise PayloadError(f"{what}: NaN and Infinity are not JSON") from error
-    if raw.count(b"[") + raw.count(b"{") > max_depth or has_wild_number(raw):
-        problem = parse_json(raw, max_depth)
+    if raw.count(b"[") + raw.count(b"{") > MAX_JSON_DEPTH or has_wild_number(raw):
+        problem = parse_json(raw)
         if isinstance(problem, Malformed):
             raise PayloadError(f"{what}: {problem.message}")
 
@@ -306,8 +318,14 @@ def restores(value: Any, restored: Any) -> bool:
     fields = record_fields(restored)
     if fields is not None:
         if type(value) is cls:
-            return all([restores(getattr(value, name, None), getattr(restored, name, None)) for name in fields])
+            return restores([getattr(value, n, None) for n in fields], [getattr(restored, n, None) for n in fields])
         return isinstance(value, Mapping) and _json_stands_for(value, restored, fields)
+    if cls in _PLAIN and type(value) is cls and _is_plain(restored):
+        return _equal(value, restored) or _restores_parts(value, restored)
+    return _restores_parts(value, restored)
+
+
+def _restores_parts(value: Any, restored: Any) -> bool:
     if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 (the second is slow)
         return (
             isinstance(restored, Mapping)
@@ -318,14 +336,27 @@ def restores(value: Any, restored: Any) -> bool:
         if isinstance(restored, Set):
             return all(item in restored for item in value)
         return isinstance(restored, _SEQUENCES) and len(value) == len(restored) and all(map(restores, value, restored))
+    cls = type(restored)
     if type(value) is cls and cls.__eq__ is _IDENTITY:
         return True  # an opaque class that pydantic was taught: nothing to compare
     return _equal(value, restored)
 
 
 _ATOMS: Final = frozenset({str, int, float, bool, NoneType, bytes, Decimal, UUID, datetime, date, time, timedelta})
+_PLAIN: Final = frozenset({dict, list})
+_PLAIN_OR_ATOMS: Final = _PLAIN | _ATOMS
 _SEQUENCES: Final = (list, tuple, deque)
 _IDENTITY: Final[Any] = object.__eq__
+
+
+def _is_plain(value: Any) -> bool:
+    """Nothing but dicts, lists and atoms: what is equal to it is the same, and Python itself compares it in no time."""
+    level = [value]
+    while level:
+        if not _PLAIN_OR_ATOMS.issuperset(map(type, level)):
+            return False
+        level = inner(level)
+    return True
 
 
 def _equal(value: Any, restored: Any) -> bool:

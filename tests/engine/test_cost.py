@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
 from romancy_stream import Workflow, WorkflowContext, activity, workflow
 from romancy_stream.engine.inputs import EagerRoom, Input, Loaded, Received, Reported
+from romancy_stream.engine.payload import TypeCodec
 from romancy_stream.engine.tasks import report_event
 from romancy_stream.runtime.worker_messages import Messages
 from romancy_stream.wire.codec import decode
@@ -105,3 +107,28 @@ def cost() -> dict[str, float]:
 @pytest.mark.parametrize("what", LIMITS)
 def test_a_message_costs_no_more_than_it_did(cost: dict[str, float], what: str) -> None:
     assert cost[what] <= LIMITS[what]
+
+
+@dataclass
+class Line:
+    number: int
+    name: str
+    tags: list[str]
+
+
+def lines(count: int) -> list[dict[str, Any]]:
+    return [{"number": number, "name": f"line {number}", "tags": ["a", "b"]} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "each"),
+    [
+        pytest.param(dict[str, Any], {"words": ["word"] * 1_000}, 0, id="texts"),
+        pytest.param(list[Any], lines(1_000), 5, id="plain objects"),
+        pytest.param(list[Line], [Line(**line) for line in lines(1_000)], 40, id="records"),
+    ],
+)
+def test_what_is_in_a_large_payload_costs_few_calls_each(declared: Any, value: Any, each: int) -> None:
+    codec = TypeCodec(declared)
+    raw = codec.encode(value)
+    assert calls(lambda: codec.encode(value)) + calls(lambda: codec.decode(raw)) <= 200 + 1_000 * each

@@ -52,6 +52,8 @@ def test_depth() -> None:
     assert not is_deeper([1, {}], 2)
     assert is_deeper([1, {"a": 1}, [[1]]], 2)
     assert not is_deeper([1, {"a": 1}, [[1]]], 3)
+    assert is_deeper([{"a": n, "b": [{}]} for n in range(1_000)], 3)
+    assert not is_deeper([{"a": n, "b": [{}]} for n in range(1_000)], 4)
 
 
 def test_members_are_cut_out_as_they_stand() -> None:
