@@ -40,6 +40,16 @@ async def sequential_steps(ctx: WorkflowContext, count: int) -> int:
 
 
 @app.activity
+async def carry(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return lines
+
+
+@app.workflow
+async def carry_thrice(ctx: WorkflowContext, lines: list[dict[str, Any]]) -> int:
+    return len(await carry(await carry(await carry(lines))))
+
+
+@app.activity
 def compute(seconds: float) -> int:
     """In a thread, and in Python, so that it keeps the interpreter to itself."""
     end_s = time.monotonic() + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import time
 from typing import Final
@@ -12,6 +13,7 @@ from benchmarks import filling
 from benchmarks.app import (
     app,
     book_many,
+    carry_thrice,
     compute_beside,
     count_books,
     open_books,
@@ -108,6 +110,18 @@ class EngineDriver(Reading):
             await self.one()
             latencies_s.append(time.perf_counter() - begun_s)
         await ended
+        return {"wall_s": statistics.median(latencies_s)}
+
+    async def payload(self, size_bytes: int) -> dict[str, float]:
+        """One workflow of three steps, all of which take and return so much JSON, in the median of ten."""
+        line = {"number": 10_000_000, "name": "a name, in New York", "price": 10.25, "at": "2026-11-23T10:00:00Z"}
+        lines = [line] * (size_bytes // len(json.dumps(line)))
+        latencies_s = []
+        for _ in range(10):
+            begun_s = time.perf_counter()
+            handle = await self._client.start(carry_thrice, lines)
+            assert await handle.result(timeout=ANSWER_LIMIT_S) == len(lines)
+            latencies_s.append(time.perf_counter() - begun_s)
         return {"wall_s": statistics.median(latencies_s)}
 
     async def chains(self, count: int, steps: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Shapes of work other than many small workflows: parallel steps, a long chain of steps, instances woken by an event
-each, timers that are all due at once, one workflow beside an activity that computes. Median and spread of some runs
-beside what others have published for a machine like this one. Prints one line of JSON.
+each, timers that are all due at once, one workflow beside an activity that computes, one with large payloads. Median
+and spread of some runs beside what others have published for a machine like this one. Prints one line of JSON.
 
     python -m benchmarks.shapes [--runs 5]
     python -m benchmarks.shapes --broker embedded --database sqlite
@@ -16,7 +16,15 @@ from typing import Any, Final
 from benchmarks import measure, stage
 from benchmarks.settings import WARM_UP
 
-SHAPES: Final = ("parallel 100", "sequential 1000", "sequential 5000", "events 200", "timers 10000", "computing 5")
+SHAPES: Final = (
+    "parallel 100",
+    "sequential 1000",
+    "sequential 5000",
+    "events 200",
+    "timers 10000",
+    "computing 5",
+    "payload 100000",
+)
 RIVALS_S: Final = {
     "parallel 100": {"restate": 0.028, "dbos": 0.454},
     "sequential 1000": {"restate": 1.25, "dbos": 5.6},
