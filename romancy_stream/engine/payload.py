@@ -352,11 +352,11 @@ _IDENTITY: Final[Any] = object.__eq__
 def _is_plain(value: Any) -> bool:
     """Nothing but dicts, lists and atoms: what is equal to it is the same, and Python itself compares it in no time."""
     level = [value]
-    while level:
-        if not _PLAIN_OR_ATOMS.issuperset(map(type, level)):
-            return False
+    while (kinds := set(map(type, level))) <= _PLAIN_OR_ATOMS:
+        if kinds.isdisjoint(_PLAIN):
+            return True
         level = inner(level)
-    return True
+    return False
 
 
 def _equal(value: Any, restored: Any) -> bool:

@@ -71,8 +71,8 @@ def is_deeper(value: Any, max_depth: int) -> bool:
 
 def inner(values: Iterable[Any]) -> list[Any]:
     """What is in the dicts and lists among these values, one level down. By hand it would take five times as long."""
-    containers = [each for each in values if type(each) is dict or type(each) is list]
-    return list(chain.from_iterable([each.values() if type(each) is dict else each for each in containers]))
+    insides = [each.values() if type(each) is dict else each for each in values if type(each) in _CONTAINERS]
+    return list(chain.from_iterable(insides))
 
 
 def raw_members(text: str) -> dict[str, str]:
