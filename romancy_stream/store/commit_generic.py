@@ -41,17 +41,7 @@ def statements(commit: Commit, dialect: str, searched: Sequence[SearchedPath] = 
         rows = [write.row(item) for item in items]
         if write.action is Action.INSERT_MISSING:
             rows.sort()  # they wait for a worker that has the same key under way: in one order everywhere
-        if dialect == MYSQL and write.action in (Action.DELETE, Action.DELETE_RANGE):
-            yield from _deletes(write, rows)
-        elif dialect == MYSQL and write.clock:
-            yield from _timed_inserts(write, rows)
-        elif dialect == MYSQL:
-            yield text_of_write(write, dialect), rows
-        elif write.clock:
-            now_us = clock_us()
-            yield from _folded(write, [(*row, now_us) for row in rows])
-        else:
-            yield from _folded(write, rows)
+        yield from _of_rows(write, rows, dialect)
     if searched and commit.instances:
         yield from _values(commit.instances, dialect, searched)
 
@@ -59,9 +49,23 @@ def statements(commit: Commit, dialect: str, searched: Sequence[SearchedPath] = 
 def _values(rows: Sequence[InstanceRow], dialect: str, searched: Sequence[SearchedPath]) -> Iterator[Statement]:
     again = [(row.instance_id,) for row in rows if row.run > 1]
     if again:
-        yield from _deletes(VALUES_GONE, again) if dialect == MYSQL else _folded(VALUES_GONE, again)
+        yield from _of_rows(VALUES_GONE, again, dialect)
     if values := sorted(rows_of(rows, searched)):
-        yield from [(text_of_write(VALUES_MADE, dialect), values)] if dialect == MYSQL else _folded(VALUES_MADE, values)
+        yield from _of_rows(VALUES_MADE, values, dialect)
+
+
+def _of_rows(write: Write, rows: Sequence[Row], dialect: str) -> Iterator[Statement]:
+    if dialect == SQLITE and write.clock:
+        now_us = clock_us()
+        yield from _folded(write, [(*row, now_us) for row in rows])
+    elif dialect == SQLITE:
+        yield from _folded(write, rows)
+    elif write.action in (Action.DELETE, Action.DELETE_RANGE):
+        yield from _deletes(write, rows)
+    elif write.clock:
+        yield from _timed_inserts(write, rows)
+    else:
+        yield text_of_write(write, dialect), rows
 
 
 def _folded(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
@@ -72,8 +76,7 @@ def _folded(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
         while count > len(rows) - first:
             count //= 2
         last = len(rows) - (len(rows) - first) % count
-        chunks = [rows[at : at + count] for at in range(first, last, count)] if count > 1 else ()
-        folded = [tuple(chain.from_iterable(chunk)) for chunk in chunks] if count > 1 else rows[first:last]
+        folded = [tuple(chain.from_iterable(rows[at : at + count])) for at in range(first, last, count)]
         yield text_of_write(write, SQLITE, count), folded
         first = last
 
