@@ -27,7 +27,8 @@ from romancy_stream.engine.sealing import MARK, Blobs, is_sealed, unmarked, with
 from romancy_stream.engine.undoing import halves, is_pair, with_result
 from romancy_stream.errors import ConfigurationError, PayloadError, StoreUnavailableError
 from romancy_stream.ids import uuid7_hex
-from romancy_stream.wire.malformed import MAX_DATA_BYTES
+from romancy_stream.wire.json_text import parse_json
+from romancy_stream.wire.malformed import MAX_DATA_BYTES, MAX_JSON_DEPTH, WRAPPED_LEVELS, Malformed
 
 if TYPE_CHECKING:
     from romancy_stream.runtime.vault import Vault
@@ -243,8 +244,13 @@ class Payloads:
             return raw
         if is_pair(raw):
             args, result = (self._open_one(half, blobs) for half in _halves(raw))
-            return with_result(args, result)
-        return self._open_one(raw, blobs)
+            opened = with_result(args, result)
+        else:
+            opened = self._open_one(raw, blobs)
+        problem = parse_json(opened, MAX_JSON_DEPTH + WRAPPED_LEVELS)
+        if isinstance(problem, Malformed):  # nobody could look at it on its way
+            raise PayloadError(f"a payload that was encoded or kept elsewhere: {problem.message}")
+        return opened
 
     def _open_one(self, raw: bytes, blobs: Blobs) -> bytes:
         if not is_sealed(raw):

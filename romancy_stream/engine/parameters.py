@@ -229,8 +229,8 @@ class Parameters:
         return [(name, codecs[name].encode(bound.arguments[name])) for name in names]
 
     def decode_call(self, raw: bytes) -> Arguments:
-        """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code. `raw` is
-        of `encode_call`, and not looked at again."""
+        """Raises InvalidInputError when the arguments do not fit the function, as after a change of its code. `raw` was
+        looked at when it was encoded, or where it came from outside."""
         try:
             call = self._usual_call(raw) or validate(self._shape_adapter(*self._shape_of(raw)), raw, self.what)
         except PayloadError as error:

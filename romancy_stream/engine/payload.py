@@ -310,6 +310,12 @@ def summary(errors: Sequence[Mapping[str, Any]]) -> str:
 def restores(value: Any, restored: Any) -> bool:
     """Whether `restored` is `value` as its declared type has it. Containers may change into the declared kind, raw
     JSON may stand for a record; a record of another class, or any other value, is a loss."""
+    if type(restored) in _PLAIN and _is_plain(restored) and _is_plain(value) and _equal(value, restored):
+        return True  # most that is large: Python itself compares it in no time
+    return _restores(value, restored)
+
+
+def _restores(value: Any, restored: Any) -> bool:
     cls = type(restored)
     if value is restored:
         return True
@@ -318,25 +324,18 @@ def restores(value: Any, restored: Any) -> bool:
     fields = record_fields(restored)
     if fields is not None:
         if type(value) is cls:
-            return restores([getattr(value, n, None) for n in fields], [getattr(restored, n, None) for n in fields])
+            return all([_restores(getattr(value, name, None), getattr(restored, name, None)) for name in fields])
         return isinstance(value, Mapping) and _json_stands_for(value, restored, fields)
-    if cls in _PLAIN and type(value) is cls and _is_plain(restored):
-        return _equal(value, restored) or _restores_parts(value, restored)
-    return _restores_parts(value, restored)
-
-
-def _restores_parts(value: Any, restored: Any) -> bool:
     if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 (the second is slow)
         return (
             isinstance(restored, Mapping)
             and len(value) == len(restored)
-            and all([key in restored and restores(item, restored[key]) for key, item in value.items()])
+            and all([key in restored and _restores(item, restored[key]) for key, item in value.items()])
         )
     if isinstance(value, _SEQUENCES):
         if isinstance(restored, Set):
             return all(item in restored for item in value)
-        return isinstance(restored, _SEQUENCES) and len(value) == len(restored) and all(map(restores, value, restored))
-    cls = type(restored)
+        return isinstance(restored, _SEQUENCES) and len(value) == len(restored) and all(map(_restores, value, restored))
     if type(value) is cls and cls.__eq__ is _IDENTITY:
         return True  # an opaque class that pydantic was taught: nothing to compare
     return _equal(value, restored)
@@ -350,7 +349,7 @@ _IDENTITY: Final[Any] = object.__eq__
 
 
 def _is_plain(value: Any) -> bool:
-    """Nothing but dicts, lists and atoms: what is equal to it is the same, and Python itself compares it in no time."""
+    """Nothing but dicts, lists and atoms, whose `==` has no surprises."""
     level = [value]
     while (kinds := set(map(type, level))) <= _PLAIN_OR_ATOMS:
         if kinds.isdisjoint(_PLAIN):
@@ -371,7 +370,7 @@ def _json_stands_for(value: Mapping[Any, Any], restored: Any, fields: Sequence[s
     for name, field in getattr(type(restored), "__pydantic_fields__", {}).items():
         names.update(alias for alias in (name, field.alias, field.validation_alias) if isinstance(alias, str))
     return all(
-        key in names and (isinstance(item, str | int | float) or restores(item, getattr(restored, key, item)))
+        key in names and (isinstance(item, str | int | float) or _restores(item, getattr(restored, key, item)))
         for key, item in value.items()
     )
 

@@ -16,6 +16,7 @@ from romancy_stream.store.writes import UPDATES_AS_UPSERT, VALUES_GONE, VALUES_M
 
 KEYS_PER_STATEMENT: Final = 200  # on MySQL: beyond some memory its optimizer gives up on the index ranges of a DELETE
 ROWS_PER_STATEMENT: Final = 512  # on SQLite; of 18 columns that is far below the 32,766 parameters it takes
+FOLDED_CHARS: Final = 200_000  # of such rows: the driver keeps a statement with the values that it ran with last
 
 Statement = tuple[str, Sequence[Row]]  # to be run once per row; MySQL's driver folds the rows of an INSERT into one
 
@@ -68,17 +69,24 @@ def _of_rows(write: Write, rows: Sequence[Row], dialect: str) -> Iterator[Statem
         yield text_of_write(write, dialect), rows
 
 
-def _folded(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:
+def _folded(write: Write, rows: Sequence[Row], limit: int = ROWS_PER_STATEMENT) -> Iterator[Statement]:
     """Many rows in one statement, on SQLite: each step of a statement gives up the interpreter's lock, and beside a
     busy event loop it has it back 5 ms later. Halves of halves, so that few texts serve all numbers of rows."""
-    count, first = ROWS_PER_STATEMENT, 0
+    count, first = limit, 0
     while first < len(rows):
         while count > len(rows) - first:
             count //= 2
-        last = len(rows) - (len(rows) - first) % count
-        folded = [tuple(chain.from_iterable(rows[at : at + count])) for at in range(first, last, count)]
-        yield text_of_write(write, SQLITE, count), folded
-        first = last
+        chunk = rows[first : first + count]
+        folded = tuple(chain.from_iterable(chunk))
+        if count > 1 and _chars(folded) > FOLDED_CHARS:
+            yield from _folded(write, chunk, count // 2)
+        else:
+            yield text_of_write(write, SQLITE, count), [folded]
+        first += count
+
+
+def _chars(values: Row) -> int:
+    return sum([len(value) for value in values if type(value) is str or type(value) is bytes])
 
 
 def _deletes(write: Write, rows: Sequence[Row]) -> Iterator[Statement]:

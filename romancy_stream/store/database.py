@@ -396,7 +396,7 @@ def _mysql_arguments(call_timeout_s: int) -> dict[str, Any]:
 def connect_sqlite(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """A plain connection with the settings that those of the pools have."""
     connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, cached_statements=STATEMENTS_LIMIT)
-    for setting in _SQLITE_SETTINGS:
+    for setting in (*_SQLITE_SETTINGS, "PRAGMA temp_store = MEMORY"):  # beside the file nothing may be writable
         connection.execute(setting)
     return connection
 

@@ -120,11 +120,16 @@ def lines(count: int) -> list[dict[str, Any]]:
     return [{"number": number, "name": f"line {number}", "tags": ["a", "b"]} for number in range(count)]
 
 
+def nested(value: Any, levels: int) -> Any:
+    return {"in": nested(value, levels - 1)} if levels else value
+
+
 @pytest.mark.parametrize(
     ("declared", "value", "each"),
     [
         pytest.param(dict[str, Any], {"words": ["word"] * 1_000}, 0, id="texts"),
         pytest.param(list[Any], lines(1_000), 5, id="plain objects"),
+        pytest.param(dict[str, Any], nested([*lines(1_000), (1,)], 20), 60, id="one tuple, far down"),
         pytest.param(list[Line], [Line(**line) for line in lines(1_000)], 40, id="records"),
     ],
 )

@@ -8,13 +8,14 @@ import sqlite3
 import pytest
 
 from romancy_stream.engine.commit import Commit
-from romancy_stream.store.commit_generic import ROWS_PER_STATEMENT, statements, text_of_write
+from romancy_stream.store.commit_generic import FOLDED_CHARS, ROWS_PER_STATEMENT, statements, text_of_write
 from romancy_stream.store.database import SQLITE, connect_sqlite
 from romancy_stream.store.sql import SqlStore
-from romancy_stream.store.writes import VALUES_GONE, WRITES, Action
+from romancy_stream.store.writes import UPDATED_OF_INSTANCE, VALUES_GONE, WRITES, Action
 from tests.store.writing import event, instance, timer
 
 FINDING = [write for write in (*WRITES, VALUES_GONE) if write.action not in (Action.INSERT, Action.INSERT_MISSING)]
+IN_MEMORY = 2
 
 
 @pytest.fixture
@@ -50,3 +51,17 @@ def test_a_large_commit_is_a_few_statements() -> None:
     assert {text.count("?") == len(row) for text, row in made} == {True}
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         assert max(len(row) for _, row in made) <= connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+
+
+def test_large_rows_are_not_kept_together() -> None:
+    rows = [instance(f"o-{n}", output=b'"%s"' % (b"x" * 50_000)) for n in range(8)]
+    small = [instance(f"p-{n}") for n in range(8)]
+    made = [row for _, some in statements(Commit(updates=[*rows, *small]), SQLITE) for row in some]
+    assert sum(len(row) for row in made) == 16 * (len(UPDATED_OF_INSTANCE) + 1)
+    assert max(len(str(row)) for row in made) < 1.1 * FOLDED_CHARS
+
+
+async def test_a_commit_writes_no_temporary_files(store: SqlStore) -> None:
+    """Beside the database nothing may be writable."""
+    with contextlib.closing(connect_sqlite(store.db.sqlite_path, 1)) as connection:
+        assert connection.execute("PRAGMA temp_store").fetchone() == (IN_MEMORY,)
