@@ -448,7 +448,7 @@ async def test_a_hint_that_is_not_answered(kafka: Broker, name: str, monkeypatch
 
 
 async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootstrap: str, name: str) -> None:
-    settings = KafkaSettings(session_timeout_ms=1_000, heartbeat_interval_ms=200)
+    settings = KafkaSettings(session_timeout_ms=3_000, heartbeat_interval_ms=300)
     broker = KafkaBroker(kafka_bootstrap, client_id="test", settings=settings)
     await broker.open()
     try:
@@ -459,7 +459,7 @@ async def test_loading_for_longer_than_the_session_does_not_lose_it(kafka_bootst
         answers: list[bool] = []
 
         async def load() -> None:
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(7)  # two sessions, each long enough for a machine that has much to do
             answers.append(await source.confirm_membership())
 
         handler.before_assigned = load

@@ -18,6 +18,7 @@ from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 from faust.app.base import App, BootStrategy
@@ -67,6 +68,7 @@ METHODS = [
     (GroupCoordinator, "coordinator_dead", [], False),
     (AioFetcher, "_notify", ["future"], False),
     (AioFetcher, "_proc_fetch_request", ["assignment", "node_id", "request"], True),
+    (AioFetcher, "_get_actions_per_node", ["assignment"], False),
     (PartitionRecords, "_unpack_records", [], False),
     (_DefaultRecordBatchPy, "_maybe_uncompress", [], False),
     (AIOKafkaClient, "force_metadata_update", [], False),
@@ -133,6 +135,14 @@ def test_aiokafka_makes_in_one_method_what_the_reader_makes_differently() -> Non
         "self._records" not in inspect.getsource(PartitionRecords._unpack_records).split("records = self._records")[1]
     )
     assert type("Subclass", (MemoryRecords,), {})(b"").size_in_bytes() == 0  # it is written in C, and open
+
+
+def test_aiokafka_makes_its_requests_in_one_method() -> None:
+    method = AioFetcher._get_actions_per_node
+    assert "FetchRequest" in method.__code__.co_names
+    assert method.__code__.co_freevars == ()
+    assert (method.__defaults__, method.__kwdefaults__) == (None, None)
+    assert FetchRequest._CLASSES[-1] is FetchRequest_v11  # no newer one, which we would leave to aiokafka
 
 
 async def test_faust_passes_active_partitions_as_the_live_set(tmp_path: Path) -> None:

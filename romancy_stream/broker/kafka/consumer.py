@@ -1,7 +1,7 @@
 """`Consumer`: aiokafka's, which can be started and stopped while Kafka is away. aiokafka's own `stop` waits for
 whatever is under way, for half a minute when nobody answers, and where a fetch was waiting to be tried again it ends
 with the CancelledError that was meant for that fetch, its connections still open. And it reads what aiokafka does not,
-see `reading`. It uses private names of aiokafka.
+see `reading`, and sooner, see `fetching`. It uses private names of aiokafka.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aiokafka import errors as kafka
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from romancy_stream.broker.kafka.faults import describe, translated
+from romancy_stream.broker.kafka.fetching import fetch_quickly
 from romancy_stream.broker.kafka.reading import read_all
 from romancy_stream.broker.kafka.settings import CONNECT_LIMIT_S
 
@@ -34,6 +35,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 await super().start()
             read_all(self._fetcher)  # nothing is assigned yet
+            fetch_quickly(self._fetcher)
         except BaseException:
             await self.stop()
             raise
