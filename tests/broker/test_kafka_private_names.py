@@ -94,6 +94,7 @@ ATTRIBUTES: list[tuple[type, str]] = [
     (AIOKafkaConsumer, "_client"),
     (AIOKafkaConsumer, "_coordinator"),
     (AIOKafkaConsumer, "_fetcher"),
+    (AioFetcher, "_fetch_task"),
     (AioFetcher, "_fetch_waiters"),
     (AioFetcher, "_pending_tasks"),
     (PartitionRecords, "_tp"),

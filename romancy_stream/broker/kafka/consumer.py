@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Set
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STOP_LIMIT_S: Final = 4.0
 """For what is under way, and to leave the group. Who leaves without a word is missed after a session timeout."""
+CANCEL_AGAIN_S: Final = 0.1
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
@@ -73,15 +74,24 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def _stop_anyway(self, stopping: asyncio.Future[None]) -> None:
         stopping.cancel()
         results: list[object] = []
+        if self._fetcher is not None:  # first: once the connections are gone, a request would open another
+            results += await _ended({self._fetcher._fetch_task})
+            results += await _ended(set(self._fetcher._pending_tasks))
         results += await asyncio.gather(stopping, self._client.close(), return_exceptions=True)
-        # Nothing is on its way any more; what is left waits for its next attempt.
-        waiting = [*([] if self._fetcher is None else self._fetcher._pending_tasks), self._committing]
-        tasks = [task for task in waiting if task is not None]
-        for task in tasks:
-            task.cancel()
-        results += await asyncio.gather(*tasks, return_exceptions=True)
+        if self._committing is not None:
+            results += await _ended({self._committing})
         problem = next((each for each in results if isinstance(each, Exception)), None)
         log.info("a consumer was stopped without a word to Kafka%s", f": {describe(problem)}" if problem else "")
+
+
+async def _ended(tasks: Set[asyncio.Future[Any]]) -> list[object]:
+    """What they came to. One that awaits another can lose a cancellation."""
+    waiting = tasks
+    while waiting:
+        for each in waiting:
+            each.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
 
 
 def _seen(task: asyncio.Future[None]) -> None:

@@ -10,6 +10,7 @@ fetcher that it is given.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from io import BytesIO
@@ -23,6 +24,8 @@ from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11, FetchRespons
 TURNS_ASIDE: Final = 4
 """Of the event loop, before a request goes out: in them a commit, or a result, goes on its way. An engine needs one, a
 worker three (aiokafka's producer has a task of its own)."""
+ASIDE_LIMIT_S: Final = 0.002
+"""A loop with so much to do has nobody who waits for one workflow: then what comes next is fetched meanwhile."""
 
 # Of Kafka's protocol guide, "Fetch Request (Version: 11)" and "Fetch Response (Version: 11)".
 _ASKED: Final = Struct(">iiiibiii")  # from the replica's id to the number of topics
@@ -40,12 +43,14 @@ class QuickResponse(FetchResponse_v11):  # type: ignore[misc]
     @classmethod
     def decode(cls, data: BytesIO | bytes) -> QuickResponse:
         """Raises struct.error or ValueError for bytes that end too early, as aiokafka does."""
-        raw = data if isinstance(data, bytes) else data.read()
-        throttle_ms, error, session, topics = _ANSWER.unpack_from(raw)
-        at = _ANSWER.size
+        raw, at = (data, 0) if isinstance(data, bytes) else (data.getvalue(), data.tell())  # the whole is no copy
+        throttle_ms, error, session, topics = _ANSWER.unpack_from(raw, at)
+        at += _ANSWER.size
         answers = []
         for _ in range(topics):
             (length,) = _LENGTH.unpack_from(raw, at)
+            if length < 0:
+                raise ValueError("a topic without a name")
             at += _LENGTH.size + length
             name = raw[at - length : at].decode()
             (count,) = _COUNT.unpack_from(raw, at)
@@ -124,9 +129,12 @@ def fetch_quickly(fetcher: Fetcher) -> None:
 
 
 async def _stepping_aside(fetch: Callable[..., Awaitable[bool]], *arguments: Any) -> bool:
+    give_up_s = time.monotonic() + ASIDE_LIMIT_S
     try:
         for _ in range(TURNS_ASIDE):
             await asyncio.sleep(0)
+            if time.monotonic() > give_up_s:
+                break
     except asyncio.CancelledError:  # as aiokafka does it where it waits for the answer: who cancels awaits us
         return False
     return await fetch(*arguments)
