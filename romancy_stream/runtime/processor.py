@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -33,6 +34,7 @@ from romancy_stream.engine.inputs import (
 )
 from romancy_stream.engine.tasks import Report
 from romancy_stream.errors import CommitUnknownError, EngineError, FencedError, StoreUnavailableError
+from romancy_stream.runtime.admission import Admission
 from romancy_stream.runtime.clock import DatabaseClock
 from romancy_stream.runtime.hints import Hints
 from romancy_stream.runtime.local_results import LocalResults, LocalWorker
@@ -47,6 +49,7 @@ from romancy_stream.runtime.vault import NO_VAULT, Vault
 from romancy_stream.store.database import CUT_OFF_S, finished, first_done, seen
 from romancy_stream.store.port import Detached, PartitionSnapshot, Store
 from romancy_stream.wire.codec import decode
+from romancy_stream.wire.event import Topics
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ LEAVE_S: Final = 2.0
 SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
-"""Acknowledged outbox rows that no further batch takes up are deleted after this long."""
+"""Acknowledged outbox rows are deleted this long after the last commit, where no further one takes them up."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -101,6 +104,8 @@ class Processor:
         self._timers_changed = asyncio.Event()
         self._turns = Turns(self._timers_changed.set)
         self._hints = Hints(self._hint, self._timers_changed.set)
+        self._admission = Admission(Topics(core.config.namespace).commands, lambda: self.source, self._is_busy)
+        self._tidy_at_s = 0.0
         self._keeps_looking = True
         self._suspects = Suspects(store)
         self._passed_by: list[Input] = []
@@ -108,6 +113,7 @@ class Processor:
 
     def leave(self) -> None:
         """The membership ends: from here on the database is given little time."""
+        self._admission.adopt(())
         asyncio.get_running_loop().call_later(LEAVE_S, self._patience.give_up)
 
     # -- BatchHandler --------------------------------------------------------------------------------------------
@@ -128,6 +134,7 @@ class Processor:
             if found:
                 await self._run(found)
                 await self._settle()
+        self._admission.adopt(partitions)
         self._on_ownership(self.core.owned)
         return positions
 
@@ -152,6 +159,7 @@ class Processor:
             await self._run([*inputs, *self._results.take(self.core.owned, INPUTS_PER_COMMIT)])
 
     async def on_revoked(self, partitions: set[TP]) -> None:
+        self._admission.adopt(())
         async with self._turns.lock:
             parts = frozenset(tp.partition for tp in partitions)
             await self._drain()  # its tasks are the worker's before it says farewell to them
@@ -252,12 +260,16 @@ class Processor:
             due = self.core.timers.due(self._clock.now_us(), INPUTS_PER_COMMIT)
             if results or due:
                 await self._run([*results, *due])
-            elif self._relay.has_news:
+            elif self._relay.has_news and time.monotonic() >= self._tidy_at_s:
                 await self._portion([])
 
     async def _hint(self, offsets: Mapping[TP, int]) -> None:
         if self.source is not None:
             await self.source.commit_hint(offsets)
+
+    def _is_busy(self) -> bool:
+        writes = self._under_way is not None and not self._under_way.task.done()
+        return writes or self._turns.lock.locked() or self._results.waits(self.core.owned)
 
     async def _until_something_is_due(self) -> None:
         if self._turns.are_over or not self._keeps_looking or self._results.waits(self.core.owned):
@@ -269,7 +281,9 @@ class Processor:
         due_us = self.core.timers.next_due_us()
         if due_us is not None:
             wait_s = min(wait_s, (due_us - self._clock.now_us()) / 1_000_000)
-        if self._relay.has_news or not self._relay.idle:
+        if self._relay.has_news:
+            wait_s = min(wait_s, self._tidy_at_s - time.monotonic())
+        elif not self._relay.idle:
             wait_s = min(wait_s, TIDY_AFTER_S)
         if (hint_in_s := self._hints.due_in_s) is not None:
             wait_s = min(wait_s, hint_in_s)
@@ -348,6 +362,8 @@ class Processor:
         commit.marks = [Mark(m.part, self.core.epoch_of(m.part), m.commit_no, m.position) for m in commit.marks]
         task = asyncio.create_task(self._finish(commit), name="romancy-commit")
         self._under_way = UnderWay(inputs, commit, written(commit), task)
+        self._admission.note(commit)
+        self._tidy_at_s = time.monotonic() + TIDY_AFTER_S
         task.add_done_callback(self._noticed)
 
     async def _finish(self, commit: Commit) -> None:

@@ -4,6 +4,7 @@ the database does not know yet is not asked of it."""
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from romancy_stream import App, StartRefusedError
 from romancy_stream.audit import verify
 from romancy_stream.engine import history as h
+from romancy_stream.engine.commit import Commit
+from romancy_stream.runtime import processor
 from romancy_stream.runtime.processor import Processor
 from romancy_stream.store.sql import SqlStore
 from tests.support import eventually
@@ -49,6 +52,32 @@ async def test_the_next_batch_is_decided_while_a_commit_is_under_way(tmp_path: P
             assert await ada.result(timeout=PATIENCE_S) == "hello Ada"
         assert sorted(ran) == (["Bob", "Cy"] if refused else ["Ada", "Bob", "Cy"])
         await eventually(lambda: _is_clean(store), deadline_s=PATIENCE_S)
+
+
+async def test_what_was_acknowledged_is_not_worth_a_commit_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one takes it up; only where none comes, there is one for it alone."""
+    monkeypatch.setattr(processor, "TIDY_AFTER_S", 1.0)
+    app = gated_app(tmp_path, [], eager=False)
+    begun_s: list[float] = []
+    apart_s: list[float] = []
+
+    def seen(commit: Commit) -> None:
+        now_s = time.monotonic()
+        if commit.outbox_sent and not commit.offsets:
+            apart_s.append(now_s - begun_s[-1])
+        begun_s.append(now_s)
+
+    async with app:
+        await app.wait_assigned()
+        app.store.bad = seen
+        for _ in range(20):
+            handles = [await app.start_by_name("hello", name) for name in ("Ada", "Bob", "Cy")]
+            await asyncio.gather(*[handle.result(timeout=PATIENCE_S) for handle in handles])
+        await eventually(lambda: apart_s)
+        assert await _is_clean(app.store)
+    assert min(apart_s) > 0.5
 
 
 async def _is_clean(store: SqlStore) -> bool:

@@ -24,7 +24,7 @@ TAIL_RECORDS_LIMIT: Final = 20_000
 TAIL_BYTES_LIMIT: Final = 32 * 1_048_576
 
 # What one delivery holds at most. Reached only in catching up; the engine makes one transaction of a delivery.
-BATCH_RECORDS_LIMIT: Final = 5_000
+BATCH_RECORDS_LIMIT: Final = 2_000
 BATCH_BYTES_LIMIT: Final = 16 * 1_048_576
 
 # Rows of one INSERT. All rows of a usual commit fit; each further statement would be another wait for the interpreter

@@ -111,7 +111,10 @@ class BatchConsumer(driver.Consumer):
         self.pause_partitions({FaustTP(*tp) for tp in tps})
 
     def release(self, tps: Iterable[TP]) -> None:
-        super().resume_partitions({FaustTP(*tp) for tp in tps if tp in self._next})
+        mine = {FaustTP(*tp) for tp in tps if tp in self._next}
+        if not mine:
+            return  # before it has started, or after it was revoked
+        super().resume_partitions(mine)
         self._something_to_fetch.set()
         fetcher = self._aio._fetcher
         for waiter in list(fetcher._fetch_waiters):  # one under way does not look at what was buffered meanwhile
