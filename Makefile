@@ -15,6 +15,9 @@ FIGURES := $(VENV)/.figures.jsonl
 # On the embedded log, those that end soon.
 BRIEF_SHAPES := 'parallel 100' 'sequential 1000' 'events 200'
 
+# More than an engine keeps in memory.
+BACKLOG := 24000
+
 # How many processes run the tests: many of them wait. Without it, as for a part of them: python -m pytest tests/engine
 PROCESSES ?= 3
 # Several hundred short programs are started by the tests; each would compile everything anew.
@@ -78,6 +81,8 @@ bench: venv ## how fast it is here, beside a program without an engine: about 5 
 	@$(BIN)/python -m benchmarks.table $(FIGURES)
 
 bench-all: bench ## the same, and all that takes long: memory, a million instances, sizing, takeovers, other engines
+	$(BIN)/python -m benchmarks.throughput --workflows $(BACKLOG) --runs 3 >> $(FIGURES)
+	$(BIN)/python -m benchmarks.throughput --workflows $(BACKLOG) --runs 3 --broker embedded --database sqlite >> $(FIGURES)
 	$(BIN)/python -m benchmarks.engines >> $(FIGURES)
 	$(BIN)/python -m benchmarks.engines --eager >> $(FIGURES)
 	$(BIN)/python -m benchmarks.transactions >> $(FIGURES)

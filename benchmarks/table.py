@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 SPREAD: Final = {"median", "min", "max"}
-HEADING: Final = ("benchmark", "rival", "version", "workload", "steps", "broker", "database")
-ASKED: Final = {*HEADING, "workflows", "runs", "machine"}
+HEADING: Final = ("benchmark", "rival", "version", "workload", "workflows", "steps", "broker", "database")
+ASKED: Final = {*HEADING, "runs", "machine"}
 """What was measured and how; everything else are facts."""
 PLAIN: Final = ("unavailable", "failed")
 """In place of facts: why there are none."""

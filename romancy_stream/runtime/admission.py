@@ -8,24 +8,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from romancy_stream.broker.port import TP, BatchSource
-from romancy_stream.engine.commit import Commit
+from romancy_stream.engine.commit import SCHEDULED, ActivityRow, Commit
+from romancy_stream.engine.inputs import Input, Received
 
 UNDER_WAY_LIMIT: Final = 4_000
-"""Attempts whose results are awaited, from which on commands wait: of two full commits, as one is written while the
-next is decided."""
+"""Attempts that are under way, from which on commands wait: those of two full commits, as one is written while the next
+is decided."""
 AWAITED_S: Final = 10.0
 """A result that takes longer is none that the engine has to hurry for."""
 HELD_LIMIT_S: Final = 2.0
-"""However many results there are: after this long, a batch of commands is let in."""
+"""However many results there are: after this long a batch of commands is let in, before they can be held again."""
 BACKLOG: Final = 500
-"""Instances that begin in one commit, where more are likely to wait."""
+"""Commands in one batch: more are likely to wait."""
 LOOK_EVERY_S: Final = 0.02
 IDLE_LOOKS: Final = 5
-"""While commands wait. An engine that is found idle so many times more often than busy lets them in."""
+"""While commands wait. An engine that is idle at so many looks more than it is busy at lets them in."""
 
 
 class Admission:
@@ -49,13 +50,14 @@ class Admission:
         self._awaited.clear()
         self._sum = 0
 
-    def note(self, commit: Commit) -> None:
-        """It is about to be written."""
-        self._count(commit)
+    def note(self, inputs: Sequence[Input], commit: Commit) -> None:
+        """It is about to be written, and is what came of these."""
+        self._count(commit.activities)
+        is_crowded = self._is_crowded()
         if self._timer is not None:
-            if not self._is_crowded():
+            if not is_crowded:
                 self.let_in()
-        elif len(commit.instances) >= BACKLOG and self._is_crowded() and (source := self._source()) is not None:
+        elif is_crowded and self._is_backlog(inputs) and (source := self._source()) is not None:
             source.hold(*self._commands)
             self._until_s = time.monotonic() + HELD_LIMIT_S
             self._idle = 0
@@ -68,10 +70,11 @@ class Admission:
             if (source := self._source()) is not None:
                 source.release(*self._commands)
 
-    def _count(self, commit: Commit) -> None:
-        rows = commit.activities
-        ended = sum([row.finished_us is not None for row in rows])
-        if begun := len(rows) - ended:
+    def _count(self, rows: Sequence[ActivityRow]) -> None:
+        """Whose results have come makes no difference: those of the oldest."""
+        begun = sum([row.status == SCHEDULED for row in rows])
+        ended = len(rows) - begun
+        if begun:
             self._awaited.append((time.monotonic(), begun))
             self._sum += begun
         while ended and self._awaited:
@@ -87,6 +90,12 @@ class Admission:
         while self._awaited and self._awaited[0][0] < forgotten_s:
             self._sum -= self._awaited.popleft()[1]
         return self._sum >= UNDER_WAY_LIMIT
+
+    def _is_backlog(self, inputs: Sequence[Input]) -> bool:
+        """Not what else begins instances, children or runs: to hold commands would not hold them, and after a hold a
+        batch of commands comes before the next."""
+        came = sum([isinstance(each, Received) and each.record.topic == self._topic for each in inputs])
+        return bool(self._commands) and came >= BACKLOG
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)

@@ -65,7 +65,7 @@ LEAVE_S: Final = 2.0
 SETTLE_S: Final = 0.5
 """How long a revocation waits for the broker to acknowledge what is on its way."""
 TIDY_AFTER_S: Final = 0.5
-"""Acknowledged outbox rows are deleted this long after the last commit, where no further one takes them up."""
+"""Acknowledged outbox rows are deleted once there was no commit for this long to take them up, or for twice as long."""
 CLOCK_CHECK_S: Final = 30.0
 """No sleep for a timer is longer: the monotonic clock and the database's drift apart."""
 
@@ -362,7 +362,7 @@ class Processor:
         commit.marks = [Mark(m.part, self.core.epoch_of(m.part), m.commit_no, m.position) for m in commit.marks]
         task = asyncio.create_task(self._finish(commit), name="romancy-commit")
         self._under_way = UnderWay(inputs, commit, written(commit), task)
-        self._admission.note(commit)
+        self._admission.note(inputs, commit)
         self._tidy_at_s = time.monotonic() + TIDY_AFTER_S
         task.add_done_callback(self._noticed)
 

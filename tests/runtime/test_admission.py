@@ -11,10 +11,13 @@ import pytest
 from romancy_stream import App, WorkflowContext
 from romancy_stream.broker.embedded.reader import Reader
 from romancy_stream.broker.port import TP, BatchSource
-from romancy_stream.engine.commit import ActivityRow, Commit, InstanceRow
+from romancy_stream.engine.commit import ActivityRow, Commit
 from romancy_stream.engine.core import EngineCore
+from romancy_stream.engine.inputs import Received
 from romancy_stream.runtime import admission, processor
 from romancy_stream.runtime.admission import Admission
+from romancy_stream.wire.malformed import Malformed
+from romancy_stream.wire.record import Record
 from tests.support import eventually
 
 COMMANDS = {TP("shop.commands", 0), TP("shop.commands", 1)}
@@ -43,14 +46,20 @@ class Setting:
         self.admission = Admission("shop.commands", lambda: cast(BatchSource, self.source), lambda: self.busy)
         self.admission.adopt(COMMANDS | RESULTS)
 
-    def note(self, *, begin: int = 0, asked: int = 0, ended: int = 0) -> None:
-        rows = [_attempt(False)] * asked + [_attempt(True)] * ended
-        self.admission.note(Commit(instances=[cast(InstanceRow, None)] * begin, activities=rows))
+    def note(self, *, begin: int = 0, other: int = 0, asked: int = 0, failed: int = 0, ended: int = 0) -> None:
+        """A commit of so many commands, and inputs of `results`. Attempts are asked for, fail and are waited with, or
+        have ended."""
+        inputs = [_received("shop.commands")] * begin + [_received("shop.results")] * other
+        rows = [_row("scheduled")] * asked + [_row("backing_off")] * failed + [_row("completed", 1)] * ended
+        self.admission.note(inputs, Commit(activities=rows))
 
 
-def _attempt(ended: bool) -> ActivityRow:
-    status = "completed" if ended else "scheduled"
-    return ActivityRow("i", 1, "step:1", "step", "default", status, 1, 0, 0, 1 if ended else None, None, None)
+def _received(topic: str) -> Received:
+    return Received(Record(topic, 0, 0, None, None, [], 0), Malformed("not_an_event", "whatever it is"))
+
+
+def _row(status: str, finished_us: int | None = None) -> ActivityRow:
+    return ActivityRow("i", 1, "step:1", "step", "default", status, 1, 0, 0, finished_us, None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +115,7 @@ async def test_an_engine_that_is_always_busy_lets_commands_in_after_a_while(monk
     setting.note(begin=120, asked=120)
     assert setting.source.held == COMMANDS
     await eventually(lambda: not setting.source.held)
-    setting.note(asked=120, ended=120)
+    setting.note(other=120, asked=120, ended=120)  # children, or runs that follow others
     assert not setting.source.held, "before a batch of commands had its turn"
     setting.note(begin=120, asked=120)
     assert setting.source.held == COMMANDS
@@ -131,6 +140,25 @@ async def test_more_results_than_were_awaited_do_not_count_for_later(for_long: N
     setting.note(begin=120, asked=120)
     assert setting.source.held == COMMANDS
     setting.admission.adopt(())
+
+
+async def test_an_attempt_that_waits_for_its_retry_is_not_under_way(for_long: None) -> None:
+    setting = Setting()
+    for _ in range(50):
+        setting.note(begin=20, asked=20)
+        setting.note(failed=20)
+        setting.note(asked=20)
+        setting.note(ended=20)
+    assert not setting.source.holds
+
+
+async def test_what_is_never_heard_of_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "AWAITED_S", -1.0)
+    setting = Setting()
+    for _ in range(100):
+        setting.note(begin=1, asked=1)
+    assert not setting.admission._awaited
+    assert not setting.admission._sum
 
 
 async def test_another_assignment_begins_anew(for_long: None) -> None:
