@@ -304,7 +304,7 @@ def test_a_table_puts_the_other_side_and_the_ratio_beside_ours() -> None:
         **{"cpu_ms_per_workflow": {"engine": spread(1)}, "floor_cpu_ms_per_workflow": {"engine": spread(0.25)}},
         "series": [1, 2],
     }
-    assert table.heading(line) == "throughput kafka"
+    assert table.heading(line) == "throughput 9 kafka"
     assert table.rows(line) == [
         ("workflows_per_s", "1,000 (500 to 2,000)", "2,000 (1,000 to 4,000)", "0.5 (0.25 to 1)"),
         ("cpu_ms_per_workflow engine", "1 (0.5 to 2)", "0.25 (0.125 to 0.5)", ""),
