@@ -39,7 +39,7 @@ def staged(broker: str) -> Iterator[tuple[stage.Side, stage.Place, bool]]:
 def observed(options: argparse.Namespace) -> dict[str, Any]:
     with staged(options.broker) as (side, place, has_server):
         side.client.ask(f"burst {options.warm_up}")
-        time.sleep(SETTLE_S)
+        time.sleep(options.settle)
         read = _scans(place.database) if has_server else None
         wakes = {name: _wake_ups(pid) for name, pid in side.pids.items()}
         before, begun_s = side.meter.read(), time.perf_counter()
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="that are looked at")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="workflows before that")
+    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds between the two")
     stage.add_place_options(parser)
     options = stage.parsed(parser, arguments)
     stage.report("idle", options, observed(options))

@@ -118,7 +118,7 @@ def test_takeover() -> None:
 
 @pytest.mark.timeout(LIMIT_S)
 def test_idle() -> None:
-    facts = printed("benchmarks.idle", "--broker", "embedded", "--seconds", "1", "--warm-up", "5")
+    facts = printed("benchmarks.idle", "--broker", "embedded", "--seconds", "1", "--warm-up", "5", "--settle", "1")
     assert set(facts["core_percent"]) == set(facts["wake_ups_per_s"]) == {"client"}
 
 
